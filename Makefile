@@ -1,0 +1,33 @@
+# `make setup` creates .venv; every other target sets up by itself what it needs.
+PYTHON := .venv/bin/python
+export FAIRSEQ2_EXTENSION_TRACE := 1
+
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make setup   create .venv with pinned packages (a second run takes a second)"
+	@echo "make demo    real speech and audio -> quantizers -> codes -> pre-training -> probes -> demo/report.html"
+	@echo "make test    ruff, mypy --strict, pytest"
+	@echo "make bench   benchmarks against lhotse and multi-quantization"
+
+setup:
+	@./setup.sh
+
+demo: setup
+	$(PYTHON) -m recipes.demo demo
+
+lint: setup
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+test: lint
+	$(PYTHON) -m pytest
+
+bench: setup
+	$(PYTHON) -m benchmarks.mvq_encode
+	$(PYTHON) -m benchmarks.fbank
+	$(PYTHON) -m benchmarks.data_pipeline
+
+clean:
+	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Make .venv with everything that the project, its demo, its tests and its benchmarks need, at pinned versions.
+# Uses uv when it is there, pip otherwise. A second run finds its stamp and returns at once.
+#   PYTHON=/path/to/python3.12 ./setup.sh     chooses the interpreter by hand
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+venv=.venv
+python=$venv/bin/python
+
+usable() { "$1" -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() {
+  local pyenv=${PYENV_ROOT:-$HOME/.pyenv}/versions candidate
+  for candidate in ${PYTHON:-} python3.12 "$pyenv"/3.12*/bin/python python3.11 "$pyenv"/3.11*/bin/python python3; do
+    if usable "$candidate"; then
+      "$candidate" -c 'import sys; print(sys.executable)'
+      return
+    fi
+  done
+}
+
+# Run a command as root if that needs no password.
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else return 1; fi
+}
+
+apt_install() { command -v apt-get >/dev/null && as_root apt-get update -qq && as_root apt-get install -y -qq "$@" >/dev/null; }
+
+make_venv() {
+  local base=$1
+  rm -rf "$venv"
+  if command -v uv >/dev/null; then
+    uv venv -q --python "${base:-3.12}" "$venv"
+  elif [ -z "$base" ]; then
+    echo "setup: no Python 3.12 or 3.11 found; install one (apt-get install python3 python3-pip python3-venv) or name it: PYTHON=... make setup" >&2
+    exit 1
+  elif ! "$base" -m venv "$venv" 2>/dev/null; then
+    # Debian splits ensurepip off; the interpreter's own pip can fill an environment without it.
+    rm -rf "$venv"
+    "$base" -m venv --without-pip "$venv"
+    "$base" -m pip -q --python "$python" install pip
+  fi
+}
+
+install() {
+  if command -v uv >/dev/null; then uv pip install -q --python "$python" "$@"; else "$python" -m pip install -q "$@"; fi
+}
+
+# fairseq2's native library needs libsndfile.so.1; it also looks below the environment's own lib folder.
+provide_libsndfile() {
+  rm -f "$venv/lib/libsndfile.so.1"
+  if ! "$python" -c 'import ctypes; ctypes.CDLL("libsndfile.so.1")' 2>/dev/null && ! apt_install libsndfile1 2>/dev/null; then
+    echo "setup: no libsndfile on this system and no right to install it: using the one inside the soundfile package"
+    ln -s "$("$python" -c 'import pathlib, _soundfile_data as d; print(next(pathlib.Path(d.__path__[0]).glob("libsndfile*.so")))')" "$venv/lib/libsndfile.so.1"
+  fi
+}
+
+fingerprint() { cat setup.sh pyproject.toml constraints.txt packages-without-dependencies.txt | sha256sum | cut -d' ' -f1; }
+
+if [ "$(cat $venv/.setup-complete 2>/dev/null)" = "$(fingerprint) $PWD" ] && "$python" -c '' 2>/dev/null; then
+  exit 0
+fi
+base=$(find_python)
+echo "setup: making $venv with ${base:-a Python 3.12 fetched by uv} (several GB on the first run: PyTorch brings its CUDA libraries)"
+if ! usable "$python"; then make_venv "$base"; fi
+install -c constraints.txt -e '.[demo,test,bench]'
+install --no-deps -r packages-without-dependencies.txt
+provide_libsndfile
+"$python" -c 'import fairseq2, spear_plugin' # fails here rather than in the middle of a job
+echo "$(fingerprint) $PWD" >$venv/.setup-complete
+echo "setup: done; next: make demo, make test, or $python -m recipes.spear.pretrain --help"

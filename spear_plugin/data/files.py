@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` that takes its place when the block ends without an exception.
+
+    A reader, or a process killed at any moment, sees either the old file or the complete new one.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+    try:
+        yield temporary
+
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def abbreviate(names: list[str], limit: int = 3) -> str:
+    """Return the first names and the number of the others, for messages of one line."""
+    shown = ", ".join(f"'{name}'" for name in names[:limit])
+
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+# A broken extension is only a warning by default; here it must fail the run.
+os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")
+
+from fairseq2 import init_fairseq2  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fairseq2_library() -> None:
+    """Compose fairseq2 once a session: a second `init_fairseq2()` is an error."""
+    torch.set_num_threads(1)
+    init_fairseq2()
