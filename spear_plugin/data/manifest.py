@@ -1,9 +1,9 @@
 """Manifests: one tab-separated line per audio file, below a header line that names the columns.
 
 Tab-separated text without quoting is chosen because every tool reads and writes it, and because a line of it can be
-checked on its own. The columns ``id``, ``path``, ``num_samples``, ``sample_rate`` and ``domain`` are required; ``text``,
-``label``, ``speaker`` and ``language`` are optional and may be empty. A relative path is relative to the manifest's folder,
-so that a corpus can be moved together with its manifests.
+checked on its own. The columns ``id``, ``path``, ``num_samples``, ``sample_rate`` and ``domain`` are required;
+``text``, ``label``, ``speaker`` and ``language`` are optional and may be empty. A relative path is relative to the
+manifest's folder, so that a corpus can be moved together with its manifests.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ _COLUMNS: Final = tuple(field.name for field in fields(ManifestRow))
 def read_manifest(path: Path) -> list[ManifestRow]:
     """Return the rows of a manifest in the order of the file.
 
-    :raises ManifestError: If the file is missing or not UTF-8, a required column is missing, a column is unknown, a line
-        has too few or too many fields, a number is not a positive integer, a domain is unknown or an id occurs twice.
+    :raises ManifestError: If the file is missing or not UTF-8, a required column is missing, a column is unknown, a
+        line has too few or too many fields, a number is not a positive integer, a domain is unknown or an id occurs
+        twice.
     """
     return list(_iterate_rows(path))
 
@@ -182,7 +183,7 @@ def _parse_line(path: Path, folder: Path, line_number: int, columns: list[str], 
         path=Path(os.path.normpath(folder / record["path"])),
         num_samples=_parse_count(path, line_number, "num_samples", record["num_samples"]),
         sample_rate=_parse_count(path, line_number, "sample_rate", record["sample_rate"]),
-        domain=cast(Domain, record["domain"]),
+        domain=cast("Domain", record["domain"]),
         **{name: record.get(name, "") for name in OPTIONAL_COLUMNS},
     )
 

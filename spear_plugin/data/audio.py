@@ -1,0 +1,258 @@
+"""Reading of audio files: any container, rate and channel count to mono float32 at one rate.
+
+libsndfile reads wav, flac, ogg (Vorbis and Opus) and mp3, and seeks in them to the sample. PyAV (FFmpeg) reads the
+rest from the beginning: headerless G.722 and the containers that libsndfile does not know (m4a, webm, ...).
+
+Letters: S samples, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, final
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from spear_plugin.data.manifest import Seconds
+
+G722_SUFFIX: Final = ".g722"
+
+# Encoders disagree by a block about priming and padding samples; only more than this counts as cut off.
+_HEADER_TOLERANCE: Final[Seconds] = 0.05
+
+_BLOCK_SIZE: Final = 1 << 16
+
+_SNDFILE_UNRECOGNISED_FORMAT: Final = 1
+
+# libsndfile trusts the file's size more than a WAV header and says so only in its log.
+_SHORT_WAV_DATA: Final = re.compile(r"^data\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+
+# Written by programs that stream WAV and do not know the size in advance.
+_WAV_STREAM_SIZE: Final = 0x7FFF_F000
+
+
+class AudioError(ValueError):
+    """Raised when a file gives no usable audio; the message is one line with path, problem and remedy."""
+
+    def __init__(self, path: Path, problem: str, remedy: str = "Replace or remove the file.") -> None:
+        super().__init__(f"{path}: {problem}. {remedy}")
+
+
+@final
+@dataclass(frozen=True)
+class AudioInfo:
+    """What decoding a whole file has shown."""
+
+    num_samples: int
+    """Per channel, counted."""
+
+    sample_rate: int
+    """In Hz, as the file declares it."""
+
+    num_channels: int
+
+
+def resampled_length(num_samples: int, sample_rate: int, target_rate: int) -> int:
+    """Return the number of samples after resampling: ``num_samples * target_rate / sample_rate``, halves rounded up.
+
+    Integer arithmetic, so that manifests, readers and code lengths agree on every machine.
+    """
+    return (2 * num_samples * target_rate + sample_rate) // (2 * sample_rate)
+
+
+def inspect_audio(path: Path) -> AudioInfo:
+    """Decode the whole file and return its true length.
+
+    :raises AudioError: If :func:`read_audio` could not read the whole file.
+    """
+    num_samples, num_channels = 0, 0
+
+    for block in (decoder := _open(path)).blocks():  # (S, C)
+        _check_finite(path, block)
+
+        num_samples, num_channels = num_samples + block.shape[0], block.shape[1]
+
+    _check_not_empty(path, num_samples)
+
+    return AudioInfo(num_samples, decoder.sample_rate, num_channels)
+
+
+def read_audio(
+    path: Path, *, sample_rate: int = 16_000, start: Seconds = 0.0, duration: Seconds | None = None
+) -> NDArray[np.float32]:
+    """Return the mean of the channels at ``sample_rate`` Hz, shape (S,), full scale in [-1, 1].
+
+    Samples ``round(start * r)`` to ``round(start * r) + round(duration * r)`` of the file (``r`` its own rate) are read
+    and resampled with soxr (HQ); S is :func:`resampled_length` of their number. A segment is resampled by itself, as if
+    there were silence around it.
+
+    :param duration: None reads up to the end.
+    :raises AudioError: If the file is missing, in no known format, cut off, empty, shorter than ``start + duration``,
+        or holds NaN or infinite samples.
+    """
+    decoder = _open(path)
+
+    first = round(start * decoder.sample_rate)
+
+    limit = None if duration is None else round(duration * decoder.sample_rate)
+
+    blocks = [_mix_down(block) for block in decoder.blocks(first, limit)]
+
+    waveform = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)  # (S,)
+
+    _check_not_empty(path, waveform.size)
+
+    # One sample: the two roundings above may add up beyond the end.
+    if limit is not None and waveform.size + 1 < limit:
+        raise AudioError(
+            path,
+            f"ends {(limit - waveform.size) / decoder.sample_rate:.3f} s before the end of the segment "
+            f"{start:.3f} s + {duration:.3f} s",
+            "Restore the file or make the manifest anew.",
+        )
+
+    _check_finite(path, waveform)
+
+    return _resample(waveform, decoder.sample_rate, sample_rate, limit or waveform.size)
+
+
+def _resample(waveform: NDArray[np.float32], rate: int, target_rate: int, num_samples: int) -> NDArray[np.float32]:
+    if rate != target_rate:
+        waveform = soxr.resample(waveform, rate, target_rate, quality="HQ")
+
+    length = resampled_length(num_samples, rate, target_rate)
+
+    if waveform.size < length:
+        waveform = np.pad(waveform, (0, length - waveform.size))
+
+    return np.ascontiguousarray(waveform[:length], dtype=np.float32)
+
+
+def _mix_down(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    # (S, C) -> (S,)
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def _check_finite(path: Path, samples: NDArray[np.float32]) -> None:
+    if not np.isfinite(samples).all():
+        raise AudioError(path, "holds NaN or infinite samples")
+
+
+def _check_not_empty(path: Path, num_samples: int) -> None:
+    if num_samples == 0:
+        raise AudioError(path, "decodes to no samples")
+
+
+def _open(path: Path) -> _SoundFileDecoder | _PyAvDecoder:
+    if not path.is_file():
+        raise AudioError(path, "there is no such file", "Restore it or make the manifest anew.")
+
+    if path.suffix.lower() == G722_SUFFIX:  # has no header that could be recognised
+        return _PyAvDecoder(path, container_format="g722")
+
+    try:
+        return _SoundFileDecoder(path)
+    except soundfile.LibsndfileError as ex:
+        if ex.code != _SNDFILE_UNRECOGNISED_FORMAT:
+            raise AudioError(path, f"cannot be opened: {ex.error_string.strip(' .')}") from ex
+
+    return _PyAvDecoder(path)
+
+
+@final
+class _SoundFileDecoder:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+        with soundfile.SoundFile(path) as file:
+            self.sample_rate: int = file.samplerate
+
+            self._num_frames: int = file.frames
+
+            truncation = _SHORT_WAV_DATA.search(file.extra_info)
+
+        if truncation is not None:
+            claimed, present = (int(size) for size in truncation.groups())
+
+            if present < claimed < _WAV_STREAM_SIZE:
+                raise AudioError(path, f"is cut off: the header promises {claimed} bytes, {present} are there")
+
+    def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Yield (S, C) from sample ``first`` on, at most ``limit`` samples."""
+        end = self._num_frames if limit is None else min(first + limit, self._num_frames)
+
+        position = min(first, end)
+
+        try:
+            with soundfile.SoundFile(self._path) as file:
+                if position > 0:
+                    file.seek(position)
+
+                while position < end:
+                    block = file.read(min(_BLOCK_SIZE, end - position), dtype="float32", always_2d=True)
+
+                    if not len(block):
+                        break
+
+                    position += len(block)
+
+                    yield block
+        except soundfile.LibsndfileError as ex:
+            raise AudioError(self._path, f"is cut off or damaged: {ex.error_string.strip(' .')}") from ex
+
+        if end - position > _HEADER_TOLERANCE * self.sample_rate:
+            raise AudioError(
+                self._path, f"is cut off or damaged: decoding stopped at sample {position} of {self._num_frames}"
+            )
+
+
+@final
+class _PyAvDecoder:
+    def __init__(self, path: Path, container_format: str | None = None) -> None:
+        self._path = path
+
+        self._container_format = container_format
+
+        try:
+            with av.open(str(path), format=container_format) as container:
+                if not container.streams.audio:
+                    raise AudioError(path, "holds no audio stream")
+
+                self.sample_rate: int = container.streams.audio[0].rate
+        except (av.error.FFmpegError, OSError) as ex:
+            raise AudioError(path, "is not audio in a format that libsndfile or FFmpeg reads") from ex
+
+    def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Yield (S, C) from sample ``first`` on, at most ``limit`` samples; decodes from the beginning."""
+        end = None if limit is None else first + limit
+
+        position = 0
+
+        for block in self._decode():
+            yield block[max(first - position, 0) : None if end is None else max(end - position, 0)]
+
+            position += len(block)
+
+            if end is not None and position >= end:
+                break
+
+    def _decode(self) -> Iterator[NDArray[np.float32]]:
+        # Planar float, the layout and rate of the file.
+        converter = av.AudioResampler(format="fltp")
+
+        try:
+            with av.open(str(self._path), format=self._container_format) as container:
+                for frame in container.decode(audio=0):
+                    for converted in converter.resample(frame):
+                        block: NDArray[Any] = converted.to_ndarray()  # (C, S)
+
+                        yield block.T
+        except (av.error.FFmpegError, OSError) as ex:
+            raise AudioError(self._path, f"is cut off or damaged: {ex.strerror}") from ex
