@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+from spear_plugin.evaluation.bootstrap import Interval as Interval
+from spear_plugin.evaluation.bootstrap import bootstrap_interval as bootstrap_interval
+from spear_plugin.evaluation.bootstrap import paired_bootstrap_interval as paired_bootstrap_interval
+from spear_plugin.evaluation.probe import DEFAULT_L2 as DEFAULT_L2
+from spear_plugin.evaluation.probe import Choice as Choice
+from spear_plugin.evaluation.probe import LinearProbe as LinearProbe
+from spear_plugin.evaluation.probe import ProbeError as ProbeError
+from spear_plugin.evaluation.probe import Split as Split
+from spear_plugin.evaluation.probe import accuracy as accuracy
+from spear_plugin.evaluation.probe import assign_folds as assign_folds
+from spear_plugin.evaluation.probe import choose_layer as choose_layer
+from spear_plugin.evaluation.probe import choose_probe as choose_probe
+from spear_plugin.evaluation.probe import fit_probe as fit_probe
+from spear_plugin.evaluation.probe import fold_splits as fold_splits
+from spear_plugin.evaluation.probe import majority_accuracy as majority_accuracy
+from spear_plugin.evaluation.probe import subsample as subsample
