@@ -8,7 +8,7 @@ import torch
 # A broken extension is only a warning by default; here it must fail the run.
 os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")
 
-from fairseq2 import init_fairseq2  # noqa: E402
+from fairseq2 import init_fairseq2
 
 
 @pytest.fixture(scope="session", autouse=True)

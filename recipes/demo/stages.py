@@ -1,0 +1,181 @@
+"""Runs the demo's commands in order of their needs, two at a time, and remembers which are done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+
+class StageError(RuntimeError):
+    """A stage's command failed; the message names its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command of the demo."""
+
+    name: str
+    """Short name; also the name of the log file and of the mark that the stage is done."""
+
+    title: str
+    """What a reader of the terminal sees."""
+
+    arguments: tuple[str, ...]
+    """Arguments of this Python interpreter, such as ``("-m", "recipes.probe", ...)``."""
+
+    needs: tuple[str, ...] = ()
+    """Names of the stages that must be done before."""
+
+    num_threads: int = 1
+    """Threads that the command may use; commands run side by side while they fit the machine's cores."""
+
+
+@dataclass
+class _Run:
+    stage: Stage
+    state: str = "waiting"
+    start: float = 0.0
+    seconds: float = 0.0
+    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+
+class StageRunner:
+    """Runs stages, each in a process of its own with its output in ``FOLDER/logs/NAME.log``.
+
+    A finished stage leaves ``FOLDER/stages/NAME.done`` that holds its command: started again, the runner skips it unless
+    the command has changed. An interrupted stage is started again and every recipe goes on where it was.
+
+    Args:
+        folder: Where logs and marks go.
+        num_cores: Threads that may be busy at a time.
+    """
+
+    def __init__(self, folder: Path, num_cores: int | None = None) -> None:
+        self._log_folder = folder / "logs"
+        self._mark_folder = folder / "stages"
+        self._num_cores = num_cores or os.cpu_count() or 1
+        self._console = Console()
+
+    def run(self, stages: list[Stage]) -> dict[str, float]:
+        """Run all stages and return the seconds each took in this or an earlier call.
+
+        Raises:
+            StageError: if a command ends with an error; the others are stopped.
+        """
+        for folder in (self._log_folder, self._mark_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        runs = {stage.name: _Run(stage) for stage in stages}
+        try:
+            with Live(console=self._console, refresh_per_second=2, get_renderable=lambda: self._table(runs)):
+                while any(run.state != "done" for run in runs.values()):
+                    self._collect(runs)
+                    self._start_ready(runs)
+                    time.sleep(0.2)
+        finally:
+            for run in runs.values():
+                if run.process is not None:
+                    _terminate(run.process)
+        return {name: run.seconds for name, run in runs.items()}
+
+    def log_path(self, stage: Stage) -> Path:
+        return self._log_folder / f"{stage.name}.log"
+
+    def _mark_path(self, stage: Stage) -> Path:
+        return self._mark_folder / f"{stage.name}.done"
+
+    def _start_ready(self, runs: dict[str, _Run]) -> None:
+        busy = sum(run.stage.num_threads for run in runs.values() if run.state == "running")
+        for run in runs.values():
+            stage = run.stage
+            if run.state != "waiting" or any(runs[name].state != "done" for name in stage.needs):
+                continue
+            if (seconds := self._seconds_of_finished(stage)) is not None and all(
+                runs[name].start == 0.0 for name in stage.needs
+            ):
+                run.state, run.seconds = "done", seconds
+            elif busy == 0 or busy + stage.num_threads <= self._num_cores:
+                busy += stage.num_threads
+                self._start(run)
+
+    def _seconds_of_finished(self, stage: Stage) -> float | None:
+        try:
+            command, seconds = self._mark_path(stage).read_text().rsplit("\n", 1)
+        except (OSError, ValueError):
+            return None
+        return float(seconds) if command == "\n".join(stage.arguments) else None
+
+    def _start(self, run: _Run) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(run.stage.num_threads),
+            "PYTHONUNBUFFERED": "1",
+            "FAIRSEQ2_EXTENSION_TRACE": "1",
+        }
+        with self.log_path(run.stage).open("ab") as log:
+            run.process = subprocess.Popen(
+                [sys.executable, *run.stage.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # so that its own workers end with it
+            )
+        run.state, run.start = "running", time.monotonic()
+
+    def _collect(self, runs: dict[str, _Run]) -> None:
+        for run in runs.values():
+            if run.process is None:
+                continue
+            run.seconds = time.monotonic() - run.start
+            status = run.process.poll()
+            if status is None:
+                continue
+            run.process = None
+            if status != 0:
+                run.state = "failed"
+                raise StageError(
+                    f"'{run.stage.title}' ended with exit code {status}; its log is {self.log_path(run.stage)}:\n"
+                    + _last_lines(self.log_path(run.stage), 12)
+                )
+            mark = self._mark_path(run.stage)
+            temporary = mark.with_suffix(".tmp")
+            temporary.write_text("\n".join(run.stage.arguments) + f"\n{run.seconds:.1f}")
+            temporary.replace(mark)
+            run.state = "done"
+
+    def _table(self, runs: dict[str, _Run]) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("stage", "state", "time", "last line of its log"):
+            table.add_column(heading, overflow="ellipsis", no_wrap=True)
+        for run in runs.values():
+            line = _last_lines(self.log_path(run.stage), 1) if run.state == "running" else ""
+            time_spent = f"{run.seconds:.0f} s" if run.seconds else ""
+            table.add_row(run.stage.title, run.state, time_spent, line)
+        return table
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_lines(path: Path, num_lines: int) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 8192))
+        lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
+    return "\n".join([line for line in lines if line.strip()][-num_lines:])

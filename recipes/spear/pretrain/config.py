@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from fairseq2.recipe.config import (
+    ADAMW_OPTIMIZER,
+    COSINE_ANNEALING_LR,
+    AdamWConfig,
+    CommonSection,
+    CosineAnnealingLRConfig,
+    DatasetSection,
+    GangSection,
+    LRSchedulerSection,
+    MixedPrecisionConfig,
+    ModelSection,
+    OptimizerSection,
+    RegimeSection,
+    TrainerSection,
+)
+from spear_plugin.data.dataset import SPEAR_DATASET
+
+from recipes.common import default_common_section
+from spear_plugin.models.spear import SPEAR_FAMILY
+
+
+@dataclass(kw_only=True)
+class SpearDatasetSection(DatasetSection):
+    """Which corpora (``config_overrides.corpora``, or a dataset card by ``name``) and how they become batches."""
+
+    family: str | None = SPEAR_DATASET
+
+    max_batch_seconds: float = 300.0
+    """Most audio in a batch of one process, padding included, in seconds."""
+
+    min_seconds: float = 0.9
+    """Shorter recordings are skipped and counted."""
+
+    max_seconds: float = 30.0
+    """Longer recordings are cut into consecutive pieces."""
+
+    num_buckets: int = 20
+    """Number of length classes: more classes, less padding, less variety in a batch."""
+
+    num_parallel: int = 4
+    """Threads that read audio."""
+
+    num_prefetch: int = 4
+    """Batches made ahead of the training step."""
+
+    max_skipped: int = 100
+    """Unreadable recordings that a process may skip before the run ends with an error."""
+
+    validate: bool = True
+    """If ``False``, validation lists of the corpora are not read."""
+
+
+@dataclass(kw_only=True)
+class SpearPretrainConfig:
+    model: ModelSection = field(default_factory=lambda: ModelSection(family=SPEAR_FAMILY, arch="base"))
+
+    dataset: SpearDatasetSection = field(default_factory=SpearDatasetSection)
+
+    gang: GangSection = field(default_factory=GangSection)
+
+    trainer: TrainerSection = field(
+        default_factory=lambda: TrainerSection(
+            mixed_precision=MixedPrecisionConfig(mode="off", dtype=torch.bfloat16), max_grad_norm=5.0
+        )
+    )
+
+    optimizer: OptimizerSection = field(
+        default_factory=lambda: OptimizerSection(
+            name=ADAMW_OPTIMIZER, config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+        )
+    )
+
+    lr_scheduler: LRSchedulerSection = field(
+        default_factory=lambda: LRSchedulerSection(
+            name=COSINE_ANNEALING_LR, config=CosineAnnealingLRConfig(num_warmup_steps=500, final_lr_scale=0.05)
+        )
+    )
+
+    regime: RegimeSection = field(
+        default_factory=lambda: RegimeSection(
+            num_steps=400_000,
+            validate_every_n_steps=4_000,
+            checkpoint_every_n_steps=4_000,
+            publish_metrics_every_n_steps=200,
+            keep_last_n_checkpoints=5,
+            score_metric="masked_accuracy",
+        )
+    )
+
+    common: CommonSection = field(default_factory=default_common_section)

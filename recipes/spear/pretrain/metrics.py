@@ -1,0 +1,52 @@
+"""Metrics of masked token prediction. Values stay on the device until the trainer publishes them."""
+
+from __future__ import annotations
+
+import torch
+from fairseq2.metrics import Mean, MetricBag, Sum
+from spear_plugin.data.batch import SpearBatch
+
+from spear_plugin.models.spear import SpearOutput
+
+
+def add_metrics(bag: MetricBag, stream_names: list[str]) -> None:
+    """Declare every metric that `update_metrics` feeds.
+
+    ``loss`` is the training objective for each target frame; ``{stream}_loss`` the unweighted cross-entropy in nats for
+    each code (chance is ln V); accuracies count codes, apart for masked and visible frames.
+    """
+    bag.add("loss", Mean())
+    bag.add("masked_accuracy", Mean())
+    for name in stream_names:
+        bag.add(f"{name}_loss", Mean())
+        bag.add(f"{name}_masked_accuracy", Mean())
+        bag.add(f"{name}_visible_accuracy", Mean())
+    bag.add("padding", Mean())
+    bag.add("num_examples", Sum())
+    bag.add("num_elements", Sum())
+    bag.add("total_num_examples", Sum())
+    bag.add("total_audio_seconds", Sum())
+    bag.add("total_num_skipped", Sum())
+
+
+@torch.inference_mode()
+def update_metrics(bag: MetricBag, batch: SpearBatch, output: SpearOutput, num_targets: int) -> None:
+    """Add one batch. Nothing here waits for the device."""
+    bag.get("loss", Mean).update(output.loss.detach() / max(num_targets, 1), weight=float(num_targets))
+    for name, stream in output.streams.items():
+        num_codes = stream.num_masked + stream.num_visible
+        _update_ratio(bag, f"{name}_loss", stream.loss, num_codes)
+        _update_ratio(bag, f"{name}_masked_accuracy", stream.num_masked_correct, stream.num_masked)
+        _update_ratio(bag, f"{name}_visible_accuracy", stream.num_visible_correct, stream.num_visible)
+        _update_ratio(bag, "masked_accuracy", stream.num_masked_correct, stream.num_masked)
+    bag.get("padding", Mean).update(batch.padding)
+    bag.get("num_examples", Sum).update(batch.num_examples)
+    bag.get("num_elements", Sum).update(batch.num_elements)
+    bag.get("total_num_examples", Sum).update(batch.num_examples)
+    bag.get("total_audio_seconds", Sum).update(batch.seconds)
+    bag.get("total_num_skipped", Sum).update(batch.num_skipped)
+
+
+def _update_ratio(bag: MetricBag, name: str, numerator: torch.Tensor, denominator: torch.Tensor) -> None:
+    # A batch without codes of a stream (speech only, say) has weight 0 and must not bring a NaN.
+    bag.get(name, Mean).update(numerator / denominator.clamp(min=1), weight=denominator.to(torch.float32))

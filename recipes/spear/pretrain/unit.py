@@ -1,0 +1,68 @@
+"""One batch: forward through the data-parallel wrapper, loss and number of target frames for the trainer."""
+
+from __future__ import annotations
+
+from typing import final
+
+from fairseq2.evaluator import EvalUnit
+from fairseq2.metrics import MetricBag
+from fairseq2.trainer import TrainUnit
+from spear_plugin.data.batch import SpearBatch
+from torch import Tensor
+from torch.nn import Module
+from typing_extensions import override
+
+from recipes.spear.pretrain.metrics import add_metrics, update_metrics
+from spear_plugin.models.spear import SpearConfig, SpearOutput, num_output_frames
+
+
+@final
+class SpearCriterion:
+    """Runs the model on a batch and feeds the metrics; shared by training and validation.
+
+    Args:
+        model: The data-parallel wrapper of a `SpearModel`, or the model itself.
+        config: The model's configuration.
+    """
+
+    def __init__(self, model: Module, config: SpearConfig) -> None:
+        self._model = model
+        self._config = config
+
+    def prepare_metric_bag(self, bag: MetricBag) -> None:
+        add_metrics(bag, [stream.name for stream in self._config.streams])
+
+    def __call__(self, batch: SpearBatch, bag: MetricBag) -> tuple[Tensor, int]:
+        output: SpearOutput = self._model(batch.waveforms, batch.lengths, batch.codes, batch.domains)
+        # Counted on the host: reading it from the device would stall the step.
+        num_targets = sum(num_output_frames(num_samples, self._config) for num_samples in batch.seq_lens)
+        update_metrics(bag, batch, output, num_targets)
+        return output.loss, num_targets
+
+
+@final
+class SpearTrainUnit(TrainUnit[SpearBatch]):
+    def __init__(self, criterion: SpearCriterion) -> None:
+        self._criterion = criterion
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        self._criterion.prepare_metric_bag(metric_bag)
+
+    @override
+    def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> tuple[Tensor, int]:
+        return self._criterion(batch, metric_bag)
+
+
+@final
+class SpearValidUnit(EvalUnit[SpearBatch]):
+    def __init__(self, criterion: SpearCriterion) -> None:
+        self._criterion = criterion
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        self._criterion.prepare_metric_bag(metric_bag)
+
+    @override
+    def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> None:
+        self._criterion(batch, metric_bag)
