@@ -51,8 +51,8 @@ class _Run:
 class StageRunner:
     """Runs stages, each in a process of its own with its output in ``FOLDER/logs/NAME.log``.
 
-    A finished stage leaves ``FOLDER/stages/NAME.done`` that holds its command: started again, the runner skips it unless
-    the command has changed. An interrupted stage is started again and every recipe goes on where it was.
+    A finished stage leaves ``FOLDER/stages/NAME.done`` that holds its command: started again, the runner skips it
+    unless the command has changed. An interrupted stage is started again and every recipe goes on where it was.
 
     Args:
         folder: Where logs and marks go.

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipes.demo.stages import Stage, StageError, StageRunner
+
+
+def append_stage(path: Path, name: str, *needs: str) -> Stage:
+    script = f"open({str(path)!r}, 'a').write({name!r} + ' ')"
+    return Stage(name=name, title=name, arguments=("-c", script), needs=needs)
+
+
+def test_stages_run_after_what_they_need_and_only_once(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    stages = [append_stage(trace, "c", "b"), append_stage(trace, "b", "a"), append_stage(trace, "a")]
+    seconds = StageRunner(tmp_path).run(stages)
+    assert trace.read_text().split() == ["a", "b", "c"]
+    assert StageRunner(tmp_path).run(stages) == pytest.approx(seconds, abs=0.1)
+    assert trace.read_text().split() == ["a", "b", "c"]
+
+
+def test_a_changed_command_runs_again_with_all_that_need_it(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    StageRunner(tmp_path).run([append_stage(trace, "a"), append_stage(trace, "b", "a"), append_stage(trace, "x")])
+    trace.unlink()
+    changed = Stage(name="a", title="a", arguments=(*append_stage(trace, "a").arguments, "again"))
+    StageRunner(tmp_path).run([changed, append_stage(trace, "b", "a"), append_stage(trace, "x")])
+    assert trace.read_text().split() == ["a", "b"]
+
+
+def test_a_failing_stage_names_its_log_and_stops_the_others(tmp_path: Path) -> None:
+    stages = [
+        Stage(name="bad", title="the bad one", arguments=("-c", "raise SystemExit('no such corpus')")),
+        Stage(name="long", title="long", arguments=("-c", "import time; time.sleep(60)")),
+        append_stage(tmp_path / "trace", "after", "bad"),
+    ]
+    with pytest.raises(StageError, match=r"'the bad one' ended with exit code 1.*bad\.log(.|\n)*no such corpus"):
+        StageRunner(tmp_path, num_cores=2).run(stages)
+    assert not (tmp_path / "trace").exists()
+    assert not list((tmp_path / "stages").iterdir())
