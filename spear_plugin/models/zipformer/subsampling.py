@@ -1,0 +1,122 @@
+"""The convolutional front end: log-mel features at 100 Hz to vectors at 50 Hz.
+
+Letters: N batch, F input frames, M mels, C channels, B bins left of the mels, T frames, D width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from torch import Tensor
+from torch.nn import Conv2d, Module, Sequential
+from typing_extensions import override
+
+from fairseq2.nn import Linear
+from spear_plugin.models.zipformer.initialization import init_scaled
+from spear_plugin.models.zipformer.layer import TimeSharedDropout
+from spear_plugin.models.zipformer.padding import padding_mask_of
+from spear_plugin.nn.activations import BiasNorm, SwooshL, SwooshR
+
+MIN_NUM_INPUT_FRAMES: Final = 9
+"""The shortest input that gives one output frame."""
+
+
+class ConvNeXt(Module):
+    """Residual block of a depthwise 7 x 7 and two pointwise convolutions (Liu et al., 2022), without norm."""
+
+    def __init__(self, num_channels: int, *, expansion: int = 3) -> None:
+        super().__init__()
+
+        inner = expansion * num_channels
+
+        self.depthwise_conv = Conv2d(num_channels, num_channels, kernel_size=7, padding=3, groups=num_channels)
+        self.pointwise_conv1 = Conv2d(num_channels, inner, kernel_size=1)
+        self.activation = SwooshL()
+        self.pointwise_conv2 = Conv2d(inner, num_channels, kernel_size=1)
+
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_scaled(self.pointwise_conv2, scale=0.01)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, C, T, B) from ``x`` (N, C, T, B)."""
+        y: Tensor = self.pointwise_conv1(self.depthwise_conv(x))
+
+        y = self.pointwise_conv2(self.activation(y))
+
+        return x + y
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class ConvSubsampling(Module):
+    """Halves the frame rate with three convolutions and a ConvNeXt block (Zipformer, section 3.1)."""
+
+    def __init__(self, num_mel_bins: int, channels: Sequence[int], dim: int, dropout_p: float) -> None:
+        super().__init__()
+
+        conv1, conv2, conv3 = channels
+
+        # The numbers of the released state dict. Those left out belong to gradient hooks of the authors' training code.
+        self.conv = Sequential(
+            OrderedDict[str, Module](
+                {
+                    "0": Conv2d(1, conv1, kernel_size=3, padding=(0, 1)),
+                    "3": SwooshR(),
+                    "4": Conv2d(conv1, conv2, kernel_size=3, stride=2),
+                    "6": SwooshR(),
+                    "7": Conv2d(conv2, conv3, kernel_size=3, stride=(1, 2)),
+                    "9": SwooshR(),
+                }
+            )
+        )
+
+        self.convnext = ConvNeXt(conv3)
+
+        num_bins = ((num_mel_bins - 1) // 2 - 1) // 2
+
+        self.out = Linear(conv3 * num_bins, dim, bias=True)
+        self.out_norm = BiasNorm(dim)
+        self.dropout = TimeSharedDropout(dropout_p)
+
+    @override
+    def forward(
+        self, fbank: Tensor, lengths: Tensor | None, *, reference_padding: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return vectors (N, T, D) with T = (F - 7) // 2, and their lengths (N).
+
+        :param fbank: The log-mel features (N, F, M).
+        :param lengths: The number of valid frames (N) of each utterance; None if all F are valid.
+        :param reference_padding: If True, the ConvNeXt block sees what the convolutions make of the padding, as in the
+            authors' code, so up to 3 valid frames at the end depend on it. Otherwise it sees zeros.
+
+        :raises ValueError: If ``fbank`` has fewer than 9 frames.
+        """
+        if fbank.size(1) < MIN_NUM_INPUT_FRAMES:
+            raise ValueError(
+                f"`fbank` must have at least {MIN_NUM_INPUT_FRAMES} frames (about 0.1 s), but has {fbank.size(1)} instead."
+            )
+
+        # (N, F, M) -> (N, 1, F, M) -> (N, C, T, B)
+        x: Tensor = self.conv(fbank[:, None])
+
+        if lengths is not None:
+            lengths = (lengths - 7) // 2
+
+            if not reference_padding:
+                x = x.masked_fill(padding_mask_of(lengths, x.size(2))[:, None, :, None], 0.0)
+
+        x = self.convnext(x)
+
+        # (N, C, T, B) -> (N, T, C, B) -> (N, T, C * B) -> (N, T, D)
+        x = self.out(x.transpose(1, 2).flatten(2))
+
+        return self.dropout(self.out_norm(x)), lengths
+
+    if TYPE_CHECKING:
+        __call__ = forward
