@@ -6,21 +6,21 @@ import torch
 from fairseq2.metrics import Mean, MetricBag, Sum
 from spear_plugin.data.batch import SpearBatch
 
-from spear_plugin.models.spear import SpearOutput
+from spear_plugin.models.spear import SpearConfig, SpearOutput
 
 
-def add_metrics(bag: MetricBag, stream_names: list[str]) -> None:
+def add_metrics(bag: MetricBag, config: SpearConfig) -> None:
     """Declare every metric that `update_metrics` feeds.
 
     ``loss`` is the training objective for each target frame; ``{stream}_loss`` the unweighted cross-entropy in nats for
-    each code (chance is ln V); accuracies count codes, apart for masked and visible frames.
+    each code (chance is ln V); accuracies count codes, apart for masked and unmasked frames.
     """
     bag.add("loss", Mean())
     bag.add("masked_accuracy", Mean())
-    for name in stream_names:
+    for name in (stream.name for stream in config.target_streams):
         bag.add(f"{name}_loss", Mean())
         bag.add(f"{name}_masked_accuracy", Mean())
-        bag.add(f"{name}_visible_accuracy", Mean())
+        bag.add(f"{name}_unmasked_accuracy", Mean())
     bag.add("padding", Mean())
     bag.add("num_examples", Sum())
     bag.add("num_elements", Sum())
@@ -30,15 +30,18 @@ def add_metrics(bag: MetricBag, stream_names: list[str]) -> None:
 
 
 @torch.inference_mode()
-def update_metrics(bag: MetricBag, batch: SpearBatch, output: SpearOutput, num_targets: int) -> None:
+def update_metrics(
+    bag: MetricBag, config: SpearConfig, batch: SpearBatch, output: SpearOutput, num_targets: int
+) -> None:
     """Add one batch. Nothing here waits for the device."""
     bag.get("loss", Mean).update(output.loss.detach() / max(num_targets, 1), weight=float(num_targets))
-    for name, stream in output.streams.items():
-        num_codes = stream.num_masked + stream.num_visible
-        _update_ratio(bag, f"{name}_loss", stream.loss, num_codes)
-        _update_ratio(bag, f"{name}_masked_accuracy", stream.num_masked_correct, stream.num_masked)
-        _update_ratio(bag, f"{name}_visible_accuracy", stream.num_visible_correct, stream.num_visible)
-        _update_ratio(bag, "masked_accuracy", stream.num_masked_correct, stream.num_masked)
+    for target in config.target_streams:
+        name, stream = target.name, output.streams[target.name]
+        num_codes = stream.num_masked + stream.num_unmasked
+        _update_ratio(bag, f"{name}_loss", stream.loss * target.num_codebooks, num_codes)
+        _update_ratio(bag, f"{name}_masked_accuracy", stream.correct_masked, stream.num_masked)
+        _update_ratio(bag, f"{name}_unmasked_accuracy", stream.correct_unmasked, stream.num_unmasked)
+        _update_ratio(bag, "masked_accuracy", stream.correct_masked, stream.num_masked)
     bag.get("padding", Mean).update(batch.padding)
     bag.get("num_examples", Sum).update(batch.num_examples)
     bag.get("num_elements", Sum).update(batch.num_elements)

@@ -30,13 +30,13 @@ class SpearCriterion:
         self._config = config
 
     def prepare_metric_bag(self, bag: MetricBag) -> None:
-        add_metrics(bag, [stream.name for stream in self._config.streams])
+        add_metrics(bag, self._config)
 
     def __call__(self, batch: SpearBatch, bag: MetricBag) -> tuple[Tensor, int]:
         output: SpearOutput = self._model(batch.waveforms, batch.lengths, batch.codes, batch.domains)
         # Counted on the host: reading it from the device would stall the step.
         num_targets = sum(num_output_frames(num_samples, self._config) for num_samples in batch.seq_lens)
-        update_metrics(bag, batch, output, num_targets)
+        update_metrics(bag, self._config, batch, output, num_targets)
         return output.loss, num_targets
 
 
