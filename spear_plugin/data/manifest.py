@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, Literal, NoReturn, TypeAlias, cast, final
+from typing import Final, Literal, NoReturn, TypeAlias, final
 
 from spear_plugin.data.files import atomic_file
 
@@ -175,15 +175,15 @@ def _parse_line(path: Path, folder: Path, line_number: int, columns: list[str], 
         if not record[name]:
             _fail(path, line_number, name, "must not be empty")
 
-    if record["domain"] not in DOMAINS:
-        _fail(path, line_number, "domain", f"must be one of {', '.join(DOMAINS)}, but is '{record['domain']}'")
+    if (domain := record["domain"]) not in DOMAINS:
+        _fail(path, line_number, "domain", f"must be one of {', '.join(DOMAINS)}, but is '{domain}'")
 
     return ManifestRow(
         id=record["id"],
         path=Path(os.path.normpath(folder / record["path"])),
         num_samples=_parse_count(path, line_number, "num_samples", record["num_samples"]),
         sample_rate=_parse_count(path, line_number, "sample_rate", record["sample_rate"]),
-        domain=cast("Domain", record["domain"]),
+        domain=domain,
         **{name: record.get(name, "") for name in OPTIONAL_COLUMNS},
     )
 
