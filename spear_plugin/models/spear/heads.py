@@ -1,0 +1,137 @@
+"""Parallel classifiers that predict the codes of one teacher from the encoder's frames.
+
+Letters: N batch, T frames, C code frames, D width, K codebooks, V entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.functional import cross_entropy, linear
+from typing_extensions import override
+
+from spear_plugin.models.spear.alignment import IGNORED_CODE, CodeAlignment
+
+
+@dataclass(kw_only=True)
+class StreamOutput:
+    """Statistics of one target stream over a batch, detached and on the device; targets are frames times codebooks."""
+
+    loss: Tensor
+    """() sum over utterances and frames of the mean cross-entropy over codebooks in nats, before domain weights."""
+
+    num_masked: Tensor
+    """() number of targets on masked frames."""
+
+    num_unmasked: Tensor
+    """() number of targets on unmasked frames."""
+
+    correct_masked: Tensor
+    """() number of targets on masked frames that are the likeliest entry."""
+
+    correct_unmasked: Tensor
+    """() number of targets on unmasked frames that are the likeliest entry."""
+
+
+class CodebookHead(Module):
+    """K linear classifiers over V entries on the same frames (SPEAR, section 3.2), computed as one product."""
+
+    weight: Parameter
+    bias: Parameter
+
+    def __init__(
+        self,
+        dim: int,
+        num_codebooks: int,
+        codebook_size: int,
+        *,
+        alignment: CodeAlignment,
+        alpha: float,
+        domain_weights: Sequence[float],
+    ) -> None:
+        """Create a head.
+
+        Args:
+            dim: D.
+            num_codebooks: K; a head whose ``alignment`` stacks code frames has as many classifiers for each of them.
+            codebook_size: V.
+            alignment: How the frames of codes meet those of the encoder.
+            alpha: Share of masked frames in the loss: they weigh 2 * ``alpha``, the others 2 * (1 - ``alpha``).
+            domain_weights: Weight of an utterance's loss, by the number of its domain.
+        """
+        super().__init__()
+        self.num_codebooks = num_codebooks
+        self.alignment = alignment
+        self.alpha = alpha
+        self.domain_weights = tuple(domain_weights)
+        num_classifiers = num_codebooks * alignment.num_stacked
+        self.weight = Parameter(torch.empty((num_classifiers, codebook_size, dim)))
+        self.bias = Parameter(torch.empty((num_classifiers, codebook_size)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        torch.nn.init.normal_(self.weight, std=self.weight.size(2) ** -0.5)
+        torch.nn.init.zeros_(self.bias)
+
+    @override
+    def forward(
+        self, frames: Tensor, codes: Tensor, is_masked: Tensor, is_ignored: Tensor, domains: Tensor
+    ) -> tuple[Tensor, StreamOutput]:
+        """Compare predictions with codes.
+
+        Args:
+            frames: (N, T, D), the encoder's output.
+            codes: (N, C, K) integers in [0, V), -100 where there is no target.
+            is_masked: (N, T) bool, frames whose input was masked.
+            is_ignored: (N, T) bool, frames that are left out of the loss.
+            domains: (N,) int64, the number of each utterance's domain.
+
+        Returns:
+            The loss of each utterance (N,), summed over frames and weighted by domain, and the statistics.
+        """
+        targets = self.alignment(codes, frames.size(1))
+        targets = targets.masked_fill(is_ignored[:, :, None], IGNORED_CODE)
+        logits = self.predict(frames)
+        # (N, T, K, V) -> (N * T * K) -> (N, T, K)
+        losses = cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORED_CODE, reduction="none")
+        losses = losses.view_as(targets)
+        frame_weights = torch.where(is_masked, 2 * self.alpha, 2 * (1 - self.alpha))
+        # (N, T, K) -> (N)
+        losses = (losses.mean(dim=2) * frame_weights).sum(dim=1)
+        # As the authors do. The gradients of such an utterance are not finite either, which loss scaling notices.
+        losses = losses.masked_fill(losses.isnan(), 0.0)
+        return losses * self._weights_of(domains), _summarize(losses.detach(), logits.detach(), targets, is_masked)
+
+    def predict(self, frames: Tensor) -> Tensor:
+        """Return float32 logits (N, T, K, V) for ``frames`` (N, T, D)."""
+        logits = linear(frames.to(self.weight.dtype), self.weight.flatten(0, 1), self.bias.flatten())
+        return logits.float().view(*frames.shape[:2], *self.bias.shape)
+
+    def _weights_of(self, domains: Tensor) -> Tensor:
+        weights = torch.zeros_like(domains, dtype=torch.float32)
+        for number, weight in enumerate(self.domain_weights):
+            weights = weights.masked_fill(domains == number, weight)
+        return weights
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def _summarize(losses: Tensor, logits: Tensor, targets: Tensor, is_masked: Tensor) -> StreamOutput:
+    is_target = targets != IGNORED_CODE
+    is_correct = is_target & (logits.argmax(dim=3) == targets)
+    # (N, T, K) -> (N, T) -> ()
+    num_targets, num_correct = is_target.sum(dim=2), is_correct.sum(dim=2)
+    num_masked, correct_masked = (num_targets * is_masked).sum(), (num_correct * is_masked).sum()
+    return StreamOutput(
+        loss=losses.sum(),
+        num_masked=num_masked,
+        num_unmasked=num_targets.sum() - num_masked,
+        correct_masked=correct_masked,
+        correct_unmasked=num_correct.sum() - correct_masked,
+    )

@@ -1,0 +1,58 @@
+"""Reads the authors' two checkpoint layouts; a checkpoint of this plugin passes through unchanged.
+
+* Released weights: all keys below ``model.model.``, no heads.
+* Training checkpoints: a ``model`` entry without prefix, with heads ``codebook_loss_net`` (one stream) or
+  ``codebook_loss_heads.N`` (stream N).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, cast
+
+from fairseq2.models.utils.checkpoint import convert_state_dict
+
+from spear_plugin.models.spear.config import SpearConfig
+
+_UNUSED: Final = re.compile(
+    r"encoder\.encoders\.\d+\.(encoder\.)?layers\.\d+\.bypass_scale"  # bypass and bypass_mid have their own
+    r"|codebook_loss_(net|heads\.\d+)\.(linear1\.(weight|bias)|codebook_embedding\.weight|linear2_weight)"
+    r"|audio_tagging_proj\..*"
+)
+"""Parameters that the authors' code creates but never uses in SPEAR."""
+
+
+def convert_spear_state_dict(state_dict: dict[str, object], config: SpearConfig) -> dict[str, object]:
+    """Rename the authors' keys to ours, and drop what they or the ``config`` have no use for.
+
+    Heads are dropped if the configuration has no stream for them, and the output's downsampling if its rate is 50 Hz,
+    so that a model for downstream tasks, with ``target_streams: []``, loads any checkpoint.
+    """
+    if "model" in state_dict:
+        state_dict = cast("dict[str, object]", state_dict["model"])
+    state_dict = convert_state_dict(state_dict, {r"^(module\.)?(model\.model\.)?": ""})
+    state_dict = convert_state_dict(state_dict, _create_head_map(config))
+    return {key: value for key, value in state_dict.items() if _is_used(key, config)}
+
+
+def _create_head_map(config: SpearConfig) -> dict[str, str]:
+    key_map = {}
+    for index, stream in enumerate(config.target_streams):
+        theirs = rf"^codebook_loss_heads\.{index}\."
+        if index == 0:
+            theirs = rf"^codebook_loss_(?:net|heads\.{index})\."
+        key_map[theirs + r"linear2b_weight$"] = f"heads.{stream.name}.weight"
+        key_map[theirs + r"linear2_bias$"] = f"heads.{stream.name}.bias"
+    return key_map
+
+
+def _is_used(key: str, config: SpearConfig) -> bool:
+    if _UNUSED.fullmatch(key) is not None:
+        return False
+    if key.startswith("encoder.downsample_output."):
+        return config.zipformer.output_downsampling_factor > 1
+    if key.startswith("codebook_loss_"):
+        return False
+    if key.startswith("heads."):
+        return key.split(".")[1] in {stream.name for stream in config.target_streams}
+    return True
