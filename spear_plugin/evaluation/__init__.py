@@ -9,7 +9,6 @@ from spear_plugin.evaluation.probe import LinearProbe as LinearProbe
 from spear_plugin.evaluation.probe import ProbeError as ProbeError
 from spear_plugin.evaluation.probe import Split as Split
 from spear_plugin.evaluation.probe import accuracy as accuracy
-from spear_plugin.evaluation.probe import assign_folds as assign_folds
 from spear_plugin.evaluation.probe import choose_layer as choose_layer
 from spear_plugin.evaluation.probe import choose_probe as choose_probe
 from spear_plugin.evaluation.probe import fit_probe as fit_probe

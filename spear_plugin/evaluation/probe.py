@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS
@@ -219,22 +218,6 @@ def choose_probe(
 def choose_layer(valid_accuracies: Sequence[float]) -> int:
     """Return the index of the best layer by validation accuracy; the first of equals."""
     return max(range(len(valid_accuracies)), key=lambda index: (valid_accuracies[index], -index))
-
-
-def assign_folds(labels: Tensor, clusters: Tensor, num_folds: int, *, seed: int) -> Tensor:
-    """Spread the examples over folds, with classes as even as whole clusters allow.
-
-    :param clusters: (N,) int64; examples of the same cluster (one recording) get the same fold.
-    :returns: (N,) int64 in [0, num_folds).
-    """
-    folds = torch.empty_like(labels)
-
-    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
-
-    for fold, (_, test) in enumerate(splitter.split(labels, labels, clusters)):
-        folds[torch.from_numpy(test)] = fold
-
-    return folds
 
 
 def fold_splits(folds: Tensor) -> list[Split]:

@@ -11,7 +11,6 @@ from spear_plugin.evaluation import (
     ProbeError,
     Split,
     accuracy,
-    assign_folds,
     choose_layer,
     choose_probe,
     fit_probe,
@@ -195,20 +194,6 @@ def test_fold_splits_tests_every_example_once_and_never_trains_on_it() -> None:
 def test_fold_splits_raises_error_when_there_are_two_folds() -> None:
     with pytest.raises(ProbeError, match=r"at least 3 folds .* but there are 2"):
         fold_splits(torch.tensor([0, 1, 0, 1]))
-
-
-def test_assign_folds_keeps_clusters_together_and_classes_even() -> None:
-    labels = torch.tensor([0, 0, 1, 1] * 15)
-
-    clusters = torch.arange(60) // 2
-
-    folds = assign_folds(labels, clusters, 5, seed=3)
-
-    assert_equal(folds[::2], folds[1::2])
-
-    assert torch.bincount(folds[labels == 0]).tolist() == [6] * 5
-
-    assert_equal(folds, assign_folds(labels, clusters, 5, seed=3))
 
 
 def test_subsample_is_sorted_seeded_and_limited() -> None:

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fairseq2.recipe.config import CommonSection, GangSection
+from fairseq2.utils.validation import Validatable, ValidationResult
+
+from recipes.common import default_common_section
+from spear_plugin.evaluation import DEFAULT_L2
+from spear_plugin.teachers import TeacherConfig
+
+SOURCE_KINDS: Final = ("model", "untrained", "teacher", "log_mel")
+LAYER_MODES: Final = ("best", "weighted")
+
+
+@dataclass(kw_only=True)
+class SourceSection(Validatable):
+    """One kind of features."""
+
+    name: str = ""
+    """Name in tables and file names."""
+
+    kind: str = "model"
+    """``model``: trained weights; ``untrained``: the same architecture with fresh weights; ``teacher``; ``log_mel``."""
+
+    checkpoint: str | None = None
+    """For ``model`` and ``untrained``: an asset card's name, or the output folder of a run (its last step is taken)."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """For ``teacher``."""
+
+    layers: str = "best"
+    """``best``: a probe per layer, the layer chosen on validation. ``weighted``: one probe on their learned sum."""
+
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if not self.name or any(c in self.name for c in "/\\\t\n"):
+            result.add_error(f"`name` must be a word that can stand in a file name, but is '{self.name}'.")
+
+        if self.kind not in SOURCE_KINDS:
+            result.add_error(f"`kind` must be one of {', '.join(SOURCE_KINDS)}, but is '{self.kind}'.")
+
+        if self.layers not in LAYER_MODES:
+            result.add_error(f"`layers` must be one of {', '.join(LAYER_MODES)}, but is '{self.layers}'.")
+
+        if self.kind in ("model", "untrained") and not self.checkpoint:
+            result.add_error(
+                f"`checkpoint` must be the name of a card or the folder of a run when `kind` is {self.kind}."
+            )
+
+        return result
+
+
+@dataclass(kw_only=True)
+class ProbeSection(Validatable):
+    """How examples are drawn and probes are fitted; the same for all sources."""
+
+    l2_grid: list[float] = field(default_factory=lambda: list(DEFAULT_L2))
+    """Penalties to choose from on validation."""
+
+    max_iterations: int = 60
+    """Of L-BFGS, for each fit."""
+
+    time_shifts: list[float] = field(default_factory=lambda: [0.0, 0.035])
+    """Seconds to add to an example's time when its frame is looked up, to choose from on validation. A model trained on
+    left-aligned codes speaks in frame t of the codes' frame t, 35 ms before the centre of its receptive field."""
+
+    ignored_labels: list[str] = field(default_factory=lambda: ["SIL", "+NSN+", "+SPN+"])
+    """Labels of an alignment that are no phones."""
+
+    max_task_minutes: float | None = 15.0
+    """Audio read for each task, all splits together; which files is decided by a hash of their ids."""
+
+    max_train_items: int = 8000
+
+    max_valid_items: int = 3000
+
+    max_test_items: int = 6000
+
+    max_batch_seconds: float = 60.0
+    """Audio, with padding, in a batch of the extraction; a longer file is a batch of its own."""
+
+    num_resamples: int = 2000
+    """Of the bootstrap."""
+
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if not self.l2_grid or min(self.l2_grid) < 0:
+            result.add_error(f"`l2_grid` must hold at least one number, none negative, but is {self.l2_grid}.")
+
+        if not self.time_shifts:
+            result.add_error("`time_shifts` must hold at least one number of seconds, such as 0.0.")
+
+        for name in ("max_iterations", "max_train_items", "max_valid_items", "max_test_items", "num_resamples"):
+            if (value := getattr(self, name)) < 1:
+                result.add_error(f"`{name}` must be at least 1, but is {value}.")
+
+        if self.max_batch_seconds <= 0:
+            result.add_error(f"`max_batch_seconds` must be positive, but is {self.max_batch_seconds}.")
+
+        return result
+
+
+@dataclass(kw_only=True)
+class ProbeConfig(Validatable):
+    """Configuration of ``recipes.probe``."""
+
+    features: list[SourceSection] = field(default_factory=list)
+    """What to probe. Next to each ``model``, its untrained architecture and log-mel energies are added."""
+
+    tasks: list[Path] = field(default_factory=list)
+    """Task files, as ``recipes.corpus`` writes them."""
+
+    probe: ProbeSection = field(default_factory=ProbeSection)
+
+    gang: GangSection = field(default_factory=GangSection)
+
+    common: CommonSection = field(default_factory=default_common_section)
+
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if not self.features:
+            result.add_error("`features` must name at least one source, such as [{name: spear, checkpoint: RUN}].")
+
+        if not self.tasks:
+            result.add_error("`tasks` must name at least one task file.")
+
+        for key, names in (("features", [s.name for s in self.features]), ("tasks", [p.stem for p in self.tasks])):
+            if len(set(names)) < len(names):
+                result.add_error(f"`{key}` must have different names, but has {', '.join(names)}.")
+
+        return result
+
+
+def complete_sources(sections: list[SourceSection]) -> list[SourceSection]:
+    """Return the sources with, for each trained model, its untrained architecture, and log-mel energies, added."""
+    completed = list(sections)
+
+    for section in sections:
+        if section.kind != "model":
+            continue
+
+        if not any(s.kind == "untrained" and s.checkpoint == section.checkpoint for s in completed):
+            name = f"{section.name}_untrained"
+
+            completed.append(
+                SourceSection(name=name, kind="untrained", checkpoint=section.checkpoint, layers=section.layers)
+            )
+
+        if not any(s.kind == "log_mel" for s in completed):
+            completed.append(SourceSection(name="log_mel", kind="log_mel"))
+
+    return completed

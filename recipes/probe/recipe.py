@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import final
+
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task, TaskStopException
+from fairseq2.utils.rich import get_console
+from torch import Tensor
+from typing_extensions import override
+
+from recipes.probe.config import ProbeConfig, SourceSection, complete_sources
+from recipes.probe.extraction import extract_features
+from recipes.probe.fitting import fit_best_layer, fit_weighted_layers, pooled_majority_accuracy
+from recipes.probe.report import print_report, write_report
+from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
+from recipes.probe.sources import FeatureSource, open_source
+from recipes.probe.tasks import ProbeTask, read_task
+from spear_plugin.data.audio import AudioError
+from spear_plugin.evaluation import ProbeError
+from spear_plugin.teachers import TeacherError
+
+
+@final
+class ProbeRecipe(Recipe):
+    """Probes every source of features on every task."""
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        if (size := context.gangs.root.size) > 1:
+            raise RecipeError(f"`recipes.probe` must be run by one process, but is run by {size}.")
+
+        return ProbeRun(context)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return ProbeConfig
+
+
+@final
+class ProbeRun(Task):
+    """Goes through the sources; what is finished stays in ``OUT/results``."""
+
+    def __init__(self, context: RecipeContext) -> None:
+        self._config = context.get_config_as(ProbeConfig)
+        self._folder = context.output_dir
+        self._device = context.device
+        self._progress_reporter = context.progress_reporter
+        self._store = ResultStore(self._folder / "results")
+        self._stop_requested = False
+        self._step_nr = 0
+
+    @override
+    def run(self) -> None:
+        with _one_line_errors(), self._progress_reporter:
+            section, seed = self._config.probe, self._config.common.seed
+
+            tasks = [read_task(path, section, seed=seed) for path in self._config.tasks]
+
+            for task in tasks:
+                log.info(
+                    "Task {}: {:,} items of {} classes in {} files, {:,} of them for testing.",
+                    task.name,
+                    task.labels.numel(),
+                    len(task.classes),
+                    len(task.clips),
+                    task.test.numel(),
+                )
+
+            results = [
+                result
+                for source_section in complete_sources(self._config.features)
+                for result in self._probe_source(source_section, tasks)
+            ]
+
+            differences: list[Difference] = []
+
+            for task in tasks:
+                differences += compare(task, results, num_resamples=section.num_resamples, seed=seed)
+
+        write_report(self._folder, results, differences)
+
+        print_report(get_console(), results, differences)
+
+    def _probe_source(self, section: SourceSection, tasks: list[ProbeTask]) -> list[ProbeResult]:
+        """Return the results of a source on all tasks, those already stored first."""
+        source = open_source(section, device=self._device, seed=self._config.common.seed)
+
+        identities = {task.name: _identity(task, source, section) for task in tasks}
+
+        results = {task.name: self._store.find(task.name, section.name, identities[task.name]) for task in tasks}
+
+        pending = [task for task in tasks if results[task.name] is None]
+
+        if skipped := len(tasks) - len(pending):
+            log.info("Source {}: {} finished task(s) kept.", section.name, skipped)
+
+        if pending:
+            features, seconds = self._extract(section, source, pending)
+
+            for task in pending:
+                result = self._fit(section, task, features.pop(0), identities[task.name], seconds)
+
+                self._store.save(result)
+
+                results[task.name] = result
+
+        return [result for result in results.values() if result is not None]
+
+    def _extract(
+        self, section: SourceSection, source: FeatureSource, tasks: list[ProbeTask]
+    ) -> tuple[list[Tensor], float]:
+        start = time.perf_counter()
+
+        num_files = len({clip.path for task in tasks for clip in task.clips})
+
+        with self._progress_reporter.create_task(f"{section.name}: extract (files)", total=num_files) as progress:
+
+            def report(num_files: int) -> None:
+                progress.step(num_files)
+
+                self._check_stop()
+
+            features = extract_features(
+                source,
+                tasks,
+                time_shifts=self._config.probe.time_shifts,
+                max_batch_seconds=self._config.probe.max_batch_seconds,
+                device=self._device,
+                report=report,
+            )
+
+        return features, time.perf_counter() - start
+
+    def _fit(
+        self, section: SourceSection, task: ProbeTask, features: Tensor, identity: str, extraction_seconds: float
+    ) -> ProbeResult:
+        start = time.perf_counter()
+
+        fit_layers = fit_weighted_layers if section.layers == "weighted" else fit_best_layer
+
+        num_fits = 1 if section.layers == "weighted" else features.size(1)
+
+        with self._progress_reporter.create_task(
+            f"{section.name}: probe {task.name} (layers)", total=num_fits
+        ) as progress:
+
+            def report() -> None:
+                progress.step()
+
+                self._check_stop()
+
+            fit = fit_layers(features, task, self._config.probe, seed=self._config.common.seed, report=report)
+
+        self._step_nr += 1
+
+        fit_seconds = time.perf_counter() - start
+
+        log.info(
+            "{} on {}: accuracy {:.3f}, layer {}, {:.1f} s.",
+            section.name,
+            task.name,
+            fit.accuracy,
+            fit.layer,
+            fit_seconds,
+        )
+
+        return ProbeResult(
+            identity=identity,
+            task=task.name,
+            source=section.name,
+            kind=section.kind,
+            mode=section.layers,
+            majority=pooled_majority_accuracy(task),
+            num_classes=len(task.classes),
+            num_train=task.splits[0].train.numel(),
+            num_valid=task.splits[0].valid.numel(),
+            num_test=task.test.numel(),
+            num_files=len(task.clips),
+            extraction_seconds=extraction_seconds,
+            fit_seconds=fit_seconds,
+            **vars(fit),
+        )
+
+    def _check_stop(self) -> None:
+        if self._stop_requested:
+            raise TaskStopException
+
+    @override
+    def request_stop(self) -> None:
+        self._stop_requested = True
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self._step_nr
+
+    @override
+    def close(self) -> None:
+        pass
+
+
+def _identity(task: ProbeTask, source: FeatureSource, section: SourceSection) -> str:
+    return sha256(f"{task.digest} {source.identity} {source.timing} {section.layers}".encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Let the command line print our own errors as one line."""
+    try:
+        yield
+    except (ProbeError, TeacherError, AudioError) as ex:
+        raise RecipeError(str(ex)) from None
