@@ -1,7 +1,7 @@
 """Forced alignment of English recordings: ``python -m recipes.corpus.align MANIFEST OUT.tsv``.
 
-PocketSphinx (5.1; its wheel holds a US English acoustic model and the CMU dictionary) finds where each phone of the text
-lies: first a pass for the words, then one for the phones within them, at 10 ms.
+PocketSphinx (5.1; its wheel holds a US English acoustic model and the CMU dictionary) finds where each phone of the
+text lies: first a pass for the words, then one for the phones within them, at 10 ms.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _base_form(word: str) -> str:
 
 
 def align_rows(rows: Sequence[ManifestRow], *, num_workers: int) -> tuple[dict[str, list[Segment]], list[Unaligned]]:
-    """Align each row's text; returns the segments by id, in the order of ``rows``, and the rows that cannot be aligned."""
+    """Align each row's text; returns the segments by id, in the order of ``rows``, and the rows that do not align."""
     results = map_parallel(_align_row, rows, num_workers=num_workers, title="aligning")
 
     aligned = {row.id: result for row, result in zip(rows, results, strict=True) if not isinstance(result, Unaligned)}
@@ -191,8 +191,8 @@ def main(arguments: Sequence[str]) -> None:
     """Align the English rows of a manifest."""
     parser = argparse.ArgumentParser(
         prog="python -m recipes.corpus.align",
-        description="Find the phones of English recordings from their texts. Rows in another language, or without text, are "
-        "left out; rows that cannot be aligned are listed in OUT.unaligned.tsv.",
+        description="Find the phones of English recordings from their texts. Rows in another language, or without "
+        "text, are left out; rows that cannot be aligned are listed in OUT.unaligned.tsv.",
         epilog="example: python -m recipes.corpus.align clips.tsv clips.alignment.tsv",
     )
 

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from recipes.corpus.align import Segment, align_rows, read_alignment, write_alignment, write_unaligned
 from recipes.corpus.console import default_num_workers, run_command
-from recipes.corpus.packages import PackageStore, write_attribution
+from recipes.corpus.package_store import PackageStore
+from recipes.corpus.packages import write_attribution
 from recipes.corpus.probe_tasks import Example, write_probe_tasks
 from recipes.corpus.scan import Clip, bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.sources import CORPORA, DEFAULT, EVERYTHING, GROUPS, SMALL, PackagedCorpus, resolve_corpora
@@ -128,7 +129,7 @@ def _list_corpus(corpus: PackagedCorpus, store: PackageStore, out: Path, num_wor
 
 
 def cut_clip(clip: Clip, folder: Path, piece_seconds: float) -> list[Clip]:
-    """Write the pieces of a recording to ``folder`` as FLAC, ``ID#N.flac``, at the recording's rate; returns their clips.
+    """Write the pieces of a recording to ``folder`` as FLAC, ``ID#N.flac``, at the recording's rate.
 
     The last piece is up to half as long again, so that none is shorter than half.
     """

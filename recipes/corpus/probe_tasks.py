@@ -23,8 +23,8 @@ Columns of a task, all present in every file:
     text, speaker, language             as in a manifest, may be empty
 
 Splits of phones, words and speakers depend on nothing but the normalised text: clips with the same text, and all words
-of a prompt, fall into the same split. Clips of their test split are left out of the pre-training manifests. The clips of
-events.tsv are, without labels, part of the pre-training audio unless `--hold-out-events` left them out.
+of a prompt, fall into the same split. Clips of their test split are left out of the pre-training manifests. The clips
+of events.tsv are, without labels, part of the pre-training audio unless `--hold-out-events` left them out.
 """
 
 from __future__ import annotations
@@ -44,19 +44,13 @@ from spear_plugin.data.manifest import Domain, ManifestRow, Seconds
 
 NUM_FOLDS: Final = 5
 
-_MIN_WORD_COUNT: Final = 15
+_MIN_WORD_COUNT: Final = 10
 _MIN_CLASS_SIZE: Final = 5
 
 _CHARACTERS: Final = ("small", "big")
 
-# Too short and too variable to be spotted: function words and letters.
+# Without function words the prompts would leave some forty examples to test on; letters and "a" are left out.
 _MIN_WORD_LETTERS: Final = 3
-
-_FUNCTION_WORDS: Final = frozenset(
-    "all and any are been but can cannot did does for from had has have her his how into its may more not now off one other "
-    "our out she than that the their them then there these they this those was were what when where which while who will "
-    "with would you your".split()
-)
 
 
 @final
@@ -105,9 +99,12 @@ def phone_examples(rows: Sequence[ManifestRow], alignment: Mapping[str, Sequence
 
 
 def word_examples(rows: Sequence[ManifestRow], alignment: Mapping[str, Sequence[Segment]]) -> list[Example]:
-    """Return the segments of the content words that occur often, and in every split."""
+    """Return the segments of the words that occur often, and in every split."""
     examples = [
-        example for row in rows for example in _words(row, alignment.get(row.id, ())) if _is_content(example.label)
+        example
+        for row in rows
+        for example in _words(row, alignment.get(row.id, ()))
+        if len(example.label) >= _MIN_WORD_LETTERS
     ]
 
     counts = Counter(example.label for example in examples)
@@ -120,10 +117,6 @@ def word_examples(rows: Sequence[ManifestRow], alignment: Mapping[str, Sequence[
         if counts[example.label] >= _MIN_WORD_COUNT
         and {(example.label, s) for s in ("train", "valid", "test")} <= splits
     ]
-
-
-def _is_content(word: str) -> bool:
-    return len(word) >= _MIN_WORD_LETTERS and word not in _FUNCTION_WORDS
 
 
 def _words(row: ManifestRow, segments: Sequence[Segment]) -> list[Example]:

@@ -108,7 +108,7 @@ def _fillets(language: str, root: Path) -> Iterator[Clip]:
                     id=f"fillets/{language}/{level}/{line['clip']}",
                     path=path,
                     domain="speech",
-                    text=line["text"].replace("\\", ""),
+                    text=re.sub(r"\\(.)", lambda escaped: escaped[1].replace("n", " "), line["text"]),
                     label=level,
                     speaker=line["character"],
                     language=language,

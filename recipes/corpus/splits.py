@@ -27,20 +27,21 @@ _PRETRAIN_VALID_START: Final = 0.80
 _TEST_START: Final = 0.85
 
 _HASH_BYTES: Final = 8
+_NUM_PLACES: Final = float(1 << (8 * _HASH_BYTES))
 
 
 def place(key: str) -> float:
     """Return a number in [0, 1), uniform over keys (SHA-256)."""
     digest = hashlib.sha256(key.encode()).digest()
 
-    return int.from_bytes(digest[:_HASH_BYTES], "big") / 2 ** (8 * _HASH_BYTES)
+    return int.from_bytes(digest[:_HASH_BYTES], "big") / _NUM_PLACES
 
 
 def split_key(row: ManifestRow) -> str:
     """Return the normalised text or, without one, the last part of the id up to a ``#``.
 
-    Recordings of one sentence, copies of one sound effect in several folders, and pieces (``id#N``) of one recording share
-    their key and so their split.
+    Recordings of one sentence, copies of one sound effect in several folders, and pieces (``id#N``) of one recording
+    share their key and so their split.
     """
     return normalize_text(row.text) or row.id.rsplit("/", maxsplit=1)[-1].split("#")[0]
 
