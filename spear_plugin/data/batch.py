@@ -1,0 +1,144 @@
+"""The batch of SPEAR pre-training.
+
+Letters: N batch, S samples, T code frames, K codebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import numpy as np
+import torch
+from fairseq2.device import Device, SupportsDeviceTransfer
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import override
+
+from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
+
+CODE_PADDING: Final = -100
+"""Code of frames that have no target, ignored by the loss."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SpearExample:
+    """One row of a manifest, or one segment of a long row."""
+
+    id: str
+
+    domain: Domain
+
+    start: Seconds
+    """Where the segment begins in the row."""
+
+    waveform: NDArray[np.float32]
+    """(S,)"""
+
+    codes: Mapping[str, NDArray[np.uint8]]
+    """Stream to (T, K); streams without codes for the domain are left out."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StreamShape:
+    """Size of the codes of a stream in one batch."""
+
+    num_frames: int
+    num_codebooks: int
+
+
+@final
+@dataclass(kw_only=True, eq=False)
+class SpearBatch(SupportsDeviceTransfer):
+    waveforms: Tensor
+    """(N, S) float32 in [-1, 1], zeros behind the end of an example."""
+
+    lengths: Tensor
+    """(N,) int64, in samples."""
+
+    seq_lens: list[int]
+    """The same on the host."""
+
+    codes: dict[str, Tensor]
+    """Stream to (N, T, K) int16, ``CODE_PADDING`` where there is no target."""
+
+    domains: Tensor
+    """(N,) int64, index into ``DOMAINS``: 0 speech, 1 audio."""
+
+    ids: list[str]
+    """Id of the row of each example; segments of one row share it."""
+
+    starts: list[Seconds] = field(default_factory=list)
+    """Where each example begins in its row."""
+
+    num_skipped: int = 0
+    """Examples of this batch that could not be used."""
+
+    sample_rate: int = 16_000
+
+    @override
+    def to(self, device: Device, *, non_blocking: bool = False) -> None:
+        self.waveforms = self.waveforms.to(device, non_blocking=non_blocking)
+        self.lengths = self.lengths.to(device, non_blocking=non_blocking)
+        self.domains = self.domains.to(device, non_blocking=non_blocking)
+
+        self.codes = {name: codes.to(device, non_blocking=non_blocking) for name, codes in self.codes.items()}
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.seq_lens)
+
+    @property
+    def num_elements(self) -> int:
+        """Samples without padding."""
+        return sum(self.seq_lens)
+
+    @property
+    def seconds(self) -> Seconds:
+        """Audio without padding."""
+        return self.num_elements / self.sample_rate
+
+
+def create_spear_batch(
+    examples: Sequence[SpearExample],
+    streams: Mapping[str, StreamShape],
+    *,
+    sample_rate: int = 16_000,
+    num_skipped: int = 0,
+) -> SpearBatch:
+    """Pad examples to a batch: waveforms with zeros to the longest, codes with ``CODE_PADDING`` to the stream's shape.
+
+    :param examples: At least one.
+    """
+    seq_lens = [example.waveform.shape[0] for example in examples]
+
+    waveforms = np.zeros((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
+
+    for row, example in zip(waveforms, examples, strict=True):
+        row[: example.waveform.shape[0]] = example.waveform
+
+    return SpearBatch(
+        waveforms=torch.from_numpy(waveforms),
+        lengths=torch.tensor(seq_lens),
+        seq_lens=seq_lens,
+        codes={name: _pad_codes(examples, name, shape) for name, shape in streams.items()},
+        domains=torch.tensor([DOMAINS.index(example.domain) for example in examples]),
+        ids=[example.id for example in examples],
+        starts=[example.start for example in examples],
+        num_skipped=num_skipped,
+        sample_rate=sample_rate,
+    )
+
+
+def _pad_codes(examples: Sequence[SpearExample], stream: str, shape: StreamShape) -> Tensor:
+    # (N, T, K)
+    padded = np.full((len(examples), shape.num_frames, shape.num_codebooks), CODE_PADDING, dtype=np.int16)
+
+    for row, example in zip(padded, examples, strict=True):
+        if (codes := example.codes.get(stream)) is not None:
+            row[: codes.shape[0]] = codes
+
+    return torch.from_numpy(padded)
