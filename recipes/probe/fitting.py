@@ -16,7 +16,7 @@ from torch import Tensor
 from recipes.probe.config import ProbeSection
 from recipes.probe.results import LayerResult
 from recipes.probe.tasks import ProbeTask
-from spear_plugin.evaluation import Choice, Interval, bootstrap_interval, choose_layer, choose_probe, majority_accuracy
+from spear_plugin.evaluation import Choice, Interval, bootstrap_interval, choose_best, choose_probe, majority_accuracy
 
 
 @final
@@ -55,7 +55,7 @@ def fit_best_layer(
         report()
 
     chosen = [
-        choose_layer([layer_choices[split].valid_accuracy for layer_choices in choices])
+        choose_best([layer_choices[split].valid_accuracy for layer_choices in choices])
         for split in range(len(task.splits))
     ]
 

@@ -67,9 +67,8 @@ class ProbeResult:
 
     num_classes: int
 
-    num_train: int
-
-    num_valid: int
+    num_fitted: int
+    """Training and validation items (of the first fold)."""
 
     num_test: int
 

@@ -194,7 +194,9 @@ def _last_checkpoint_card(folder: Path) -> AssetCard | None:
     if not (checkpoints / "model.yaml").exists():
         return None
 
-    provider = get_dependency_resolver().resolve(ModelMetadataLoader).load(checkpoints)
+    loader = get_dependency_resolver().resolve(ModelMetadataLoader)  # type: ignore[type-abstract]
+
+    provider = loader.load(checkpoints)
 
     return StandardAssetStore([provider]).maybe_retrieve_card("last_checkpoint")
 
@@ -205,6 +207,6 @@ def _weights_digest(module: Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
 
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
 
     return digest.hexdigest()[:16]

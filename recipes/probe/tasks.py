@@ -262,7 +262,9 @@ def _build(name: str, items: Sequence[_Item], section: ProbeSection, seed: int) 
 
         splits = fold_splits(torch.tensor([folds.index(item.fold) for item in items]))
     else:
-        splits = [Split(*(_part(items, part) for part in PARTS))]
+        train, valid, test = (_part(items, part) for part in PARTS)
+
+        splits = [Split([(train, valid)], test)]
 
     return ProbeTask(
         name=name,

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS
 
-DEFAULT_L2: Final = (1e-1, 1e-2, 1e-3, 1e-4)
-"""Weights of the penalty, strongest first: each fit starts from the solution of the one before."""
+DEFAULT_L2: Final = (1e-1, 1e-2, 1e-3)
+"""Weights of the penalty; for the features and set sizes met here, the best one lies inside."""
 
 
 class ProbeError(ValueError):
@@ -64,19 +64,24 @@ class LinearProbe:
 @final
 @dataclass(frozen=True)
 class Split:
-    """Indices of the examples of each part, each (N_part,) int64."""
+    """Which examples choose, and which ones test; all tensors hold indices, int64."""
 
-    train: Tensor
-
-    valid: Tensor
+    tuning: Sequence[tuple[Tensor, Tensor]]
+    """Training and validation examples, once, or several times for a cross-validation. Each pair has all examples that
+    the final probe is fitted on."""
 
     test: Tensor
+
+    @property
+    def fitted(self) -> Tensor:
+        """Training and validation examples together."""
+        return torch.cat(self.tuning[0]).sort().values
 
 
 @final
 @dataclass(frozen=True)
 class Choice:
-    """The alternative and the penalty that were best on the validation part of one split, and what they give."""
+    """The alternative and the penalty that were best on the validation examples of a split, and what they give."""
 
     valid_accuracy: float
 
@@ -88,7 +93,7 @@ class Choice:
     """Classes of the test examples, (N_test,) int64, by the probe fitted on training and validation examples."""
 
     layer_weights: Tensor
-    """(L,) of the final probe; ``[1.]`` for a probe on a single layer."""
+    """(L,) of that probe; ``[1.]`` for a probe on a single layer."""
 
 
 def fit_probe(
@@ -97,7 +102,6 @@ def fit_probe(
     *,
     num_classes: int,
     l2: float,
-    start: LinearProbe | None = None,
     max_iterations: int = 100,
     tolerance: float = 1e-4,
 ) -> LinearProbe:
@@ -109,7 +113,6 @@ def fit_probe(
 
     :param features: (N, D) or (L, N, D). Half precision is computed in float32, double precision stays.
     :param labels: (N,) int64 in [0, num_classes).
-    :param start: A probe for the same features, with another penalty, to start from.
     :param tolerance: The largest element of the gradient at which to stop.
     """
     # Recipes that do not train run in inference mode, whose tensors take no part in autograd.
@@ -120,7 +123,7 @@ def fit_probe(
 
         x, y = _standardise(x, mean, scale), labels.clone()  # (L, N, D)
 
-        mixture, weight, bias = _initial_parameters(x, num_classes, start)
+        mixture, weight, bias = _initial_parameters(x, num_classes)
 
         parameters = [mixture, weight, bias] if x.size(0) > 1 else [weight, bias]
 
@@ -152,8 +155,10 @@ def accuracy(predictions: Tensor, labels: Tensor) -> float:
 
 
 def majority_accuracy(labels: Tensor, split: Split) -> float:
-    """Return the accuracy on the test part of always naming the most frequent training class."""
-    return accuracy(labels[split.train].mode().values.expand(split.test.numel()), labels[split.test])
+    """Return the accuracy on the test examples of always naming the most frequent class of the others."""
+    majority = labels[split.fitted].mode().values
+
+    return accuracy(majority.expand(split.test.numel()), labels[split.test])
 
 
 def choose_probe(
@@ -165,64 +170,60 @@ def choose_probe(
     l2_grid: Sequence[float] = DEFAULT_L2,
     max_iterations: int = 100,
 ) -> Choice:
-    """Choose the alternative and the penalty on the validation part, refit on both parts, and predict the test part.
+    """Choose the alternative and the penalty by validation, refit on all but the test examples, and predict those.
 
-    The labels of the test part are not read.
+    The alternative is chosen with the middle penalty, then the penalty for that alternative; the first of equals wins.
+    The labels of the test examples are not read.
 
-    :param alternatives: Features of the same examples, each (N, D) or (L, N, D). On equal validation accuracy the
-        earlier alternative and the stronger penalty win.
+    :param alternatives: Features of the same examples, each (N, D) or (L, N, D).
+    :param l2_grid: At least one penalty.
     """
-    best: tuple[float, int, LinearProbe, float] | None = None
 
-    for index, features in enumerate(alternatives):
-        train, valid = features[..., split.train, :], features[..., split.valid, :]
+    def fit(part: Tensor, index: int, l2: float) -> LinearProbe:
+        return fit_probe(
+            alternatives[index][..., part, :],
+            labels[part],
+            num_classes=num_classes,
+            l2=l2,
+            max_iterations=max_iterations,
+        )
 
-        probe: LinearProbe | None = None
+    def validate(index: int, l2: float) -> float:
+        hits = [
+            fit(train, index, l2).predict(alternatives[index][..., valid, :]) == labels[valid]
+            for train, valid in split.tuning
+        ]
 
-        for l2 in sorted(l2_grid, reverse=True):
-            probe = fit_probe(
-                train,
-                labels[split.train],
-                num_classes=num_classes,
-                l2=l2,
-                start=probe,
-                max_iterations=max_iterations,
-            )
+        return torch.cat(hits).double().mean().item()
 
-            valid_accuracy = accuracy(probe.predict(valid), labels[split.valid])
+    penalties = sorted(l2_grid)
 
-            if best is None or valid_accuracy > best[0]:
-                best = (valid_accuracy, index, probe, l2)
+    middle = penalties[len(penalties) // 2]
 
-    if best is None:
-        raise ValueError("`alternatives` and `l2_grid` must not be empty.")
+    by_alternative = [validate(index, middle) for index in range(len(alternatives))]
 
-    valid_accuracy, index, probe, l2 = best
+    index = choose_best(by_alternative)
 
-    both = torch.cat([split.train, split.valid])
+    by_penalty = [by_alternative[index] if l2 == middle else validate(index, l2) for l2 in penalties]
 
-    probe = fit_probe(
-        alternatives[index][..., both, :],
-        labels[both],
-        num_classes=num_classes,
-        l2=l2,
-        start=probe,
-        max_iterations=max_iterations,
-    )
+    l2 = penalties[choose_best(by_penalty)]
+
+    probe = fit(split.fitted, index, l2)
 
     predictions = probe.predict(alternatives[index][..., split.test, :])
 
-    return Choice(valid_accuracy, index, l2, predictions, probe.layer_weights)
+    return Choice(max(by_penalty), index, l2, predictions, probe.layer_weights)
 
 
-def choose_layer(valid_accuracies: Sequence[float]) -> int:
-    """Return the index of the best layer by validation accuracy; the first of equals."""
+def choose_best(valid_accuracies: Sequence[float]) -> int:
+    """Return the index of the best candidate, a layer for example, by validation accuracy; the first of equals."""
     return max(range(len(valid_accuracies)), key=lambda index: (valid_accuracies[index], -index))
 
 
 def fold_splits(folds: Tensor) -> list[Split]:
-    """Return one split per fold: the fold is the test part, the next one the validation part, the others train.
+    """Return a split for each fold: it is the test part; the others choose by a cross-validation among themselves.
 
+    :param folds: (N,) int64, the fold of each example.
     :raises ProbeError: If there are fewer than three folds.
     """
     numbers = sorted(set(folds.tolist()))
@@ -230,14 +231,18 @@ def fold_splits(folds: Tensor) -> list[Split]:
     if len(numbers) < 3:
         raise ProbeError(f"cross-validation needs at least 3 folds (train, valid, test), but there are {len(numbers)}.")
 
-    splits = []
+    def find(mask: Tensor) -> Tensor:
+        return mask.nonzero().flatten()
 
-    for test, valid in zip(numbers, numbers[1:] + numbers[:1], strict=True):
-        parts = ((folds != test) & (folds != valid), folds == valid, folds == test)
-
-        splits.append(Split(*(part.nonzero().flatten() for part in parts)))
-
-    return splits
+    return [
+        Split(
+            tuning=[
+                (find((folds != test) & (folds != valid)), find(folds == valid)) for valid in numbers if valid != test
+            ],
+            test=find(folds == test),
+        )
+        for test in numbers
+    ]
 
 
 def subsample(indices: Tensor, limit: int | None, *, seed: int) -> Tensor:
@@ -269,18 +274,12 @@ def _to_float(features: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _initial_parameters(x: Tensor, num_classes: int, start: LinearProbe | None) -> tuple[Tensor, Tensor, Tensor]:
+def _initial_parameters(x: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     num_layers, _, dim = x.shape
 
-    if start is None:
-        parameters = (x.new_zeros(num_layers), x.new_zeros(num_classes, dim), x.new_zeros(num_classes))
-    else:
-        parameters = (start.mixture.clone(), start.weight.clone(), start.bias.clone())
+    mixture, weight, bias = x.new_zeros(num_layers), x.new_zeros(num_classes, dim), x.new_zeros(num_classes)
 
-    for parameter in parameters:
-        parameter.requires_grad_()
-
-    return parameters
+    return mixture.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
 def _logits(x: Tensor, mixture: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from spear_plugin.evaluation import (
     ProbeError,
     Split,
     accuracy,
-    choose_layer,
+    choose_best,
     choose_probe,
     fit_probe,
     fold_splits,
@@ -33,7 +33,9 @@ def make_clusters(num: int, dim: int, num_classes: int, *, spread: float, seed: 
 
 
 def make_split(num: int) -> Split:
-    return Split(*torch.arange(num).tensor_split([num // 2, 3 * num // 4]))
+    train, valid, test = torch.arange(num).tensor_split([num // 2, 3 * num // 4])
+
+    return Split([(train, valid)], test)
 
 
 @pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
@@ -168,16 +170,16 @@ def test_choose_probe_chooses_the_penalty_by_validation(informative: bool, expec
     assert choose_probe([features], labels, make_split(800), num_classes=2, l2_grid=[1e-3, 1e3]).l2 == expected
 
 
-def test_choose_layer_takes_the_first_of_equals() -> None:
-    assert choose_layer([0.2, 0.7, 0.7, 0.1]) == 1
+def test_choose_best_takes_the_first_of_equals() -> None:
+    assert choose_best([0.2, 0.7, 0.7, 0.1]) == 1
 
 
 def test_majority_accuracy_uses_the_most_frequent_training_class() -> None:
-    labels = torch.tensor([1, 1, 0, 0, 0, 1, 0, 1])
+    labels = torch.tensor([1, 1, 0, 0, 0, 1, 1, 0])
 
-    split = Split(torch.tensor([0, 1, 2]), torch.tensor([3]), torch.tensor([4, 5, 6, 7]))
+    split = Split([(torch.tensor([1, 2, 3]), torch.tensor([4]))], torch.tensor([0, 5, 6, 7]))
 
-    assert majority_accuracy(labels, split) == 0.5
+    assert majority_accuracy(labels, split) == 0.25
 
 
 def test_fold_splits_tests_every_example_once_and_never_trains_on_it() -> None:
@@ -186,9 +188,12 @@ def test_fold_splits_tests_every_example_once_and_never_trains_on_it() -> None:
     assert torch.cat([split.test for split in splits]).sort().values.tolist() == list(range(9))
 
     for split in splits:
-        parts = torch.cat([split.train, split.valid, split.test])
+        assert len(split.tuning) == 3
 
-        assert parts.sort().values.tolist() == list(range(9))
+        for train, valid in split.tuning:
+            assert torch.cat([train, valid, split.test]).sort().values.tolist() == list(range(9))
+
+        assert torch.cat([valid for _, valid in split.tuning]).sort().values.tolist() == split.fitted.tolist()
 
 
 def test_fold_splits_raises_error_when_there_are_two_folds() -> None:
