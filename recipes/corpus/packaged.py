@@ -223,6 +223,7 @@ def _print_summary(out: Path, corpora: Corpora, manifests: Corpora, tasks: Mappi
         Console().print(
             f"probe/{name}.tsv: {len(examples)} examples {splits}" + (f", {num_labels} labels" if num_labels else ""),
             highlight=False,
+            soft_wrap=True,
         )
 
 
