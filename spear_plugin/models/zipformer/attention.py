@@ -9,11 +9,11 @@ import math
 from typing import TYPE_CHECKING, Final
 
 import torch
+from fairseq2.nn import Linear
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
-from fairseq2.nn import Linear
 from spear_plugin.models.zipformer.initialization import BRANCH_SCALE, scaled
 
 PADDING_SCORE: Final = -1000.0
@@ -60,7 +60,7 @@ def shift_to_relative(scores: Tensor) -> Tensor:
     flat = scores.flatten(-2).narrow(-1, num_frames - 1, num_frames * (2 * num_frames - 1))
 
     # (..., T * (2 T - 1)) -> (..., T, 2 T - 1) -> (..., T, T)
-    return flat.unflatten(-1, (num_frames, 2 * num_frames - 1))[..., :num_frames]
+    return torch.unflatten(flat, -1, (num_frames, 2 * num_frames - 1))[..., :num_frames]
 
 
 class RelativeAttentionWeights(Module):
@@ -89,13 +89,13 @@ class RelativeAttentionWeights(Module):
         """
         batch_size, num_frames, _ = x.shape
 
-        queries, keys, pos_queries = self.in_proj(x).split(self.split_sizes, dim=-1)
+        queries, keys, pos_queries = torch.split(self.in_proj(x), self.split_sizes, dim=-1)
 
         # (2 T, P) -> (2 T, H * p) -> (H, p, 2 T)
-        pos_keys = self.linear_pos(positions).unflatten(-1, (self.num_heads, -1)).permute(1, 2, 0)
+        pos_keys = torch.unflatten(self.linear_pos(positions), -1, (self.num_heads, -1)).permute(1, 2, 0)
 
         # (N, T, H * p) -> (H, N * T, p)
-        pos_queries = pos_queries.flatten(0, 1).unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
+        pos_queries = torch.unflatten(pos_queries.flatten(0, 1), -1, (self.num_heads, -1)).transpose(0, 1)
 
         # (H, N * T, 2 T) -> (H * N, T, T)
         pos_scores = shift_to_relative(pos_queries.bmm(pos_keys).view(-1, num_frames, 2 * num_frames))
@@ -110,9 +110,11 @@ class RelativeAttentionWeights(Module):
         scores = scores.view(self.num_heads, batch_size, num_frames, num_frames)
 
         if padding_mask is not None:
-            scores = scores.masked_fill(padding_mask[:, None, :], PADDING_SCORE)
+            scores = scores.masked_fill_(padding_mask[:, None, :], PADDING_SCORE)
 
-        return scores.softmax(dim=-1, dtype=torch.float32).type_as(scores)
+        softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+
+        return scores.softmax(dim=-1, dtype=softmax_dtype).type_as(scores)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -120,7 +122,7 @@ class RelativeAttentionWeights(Module):
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(N, T, H * d) -> (H, N, T, d)."""
-    return x.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3)
+    return torch.unflatten(x, -1, (num_heads, -1)).permute(2, 0, 1, 3)
 
 
 class SelfAttention(Module):

@@ -66,7 +66,7 @@ class Downsample(Module):
             x = _repeat_own_last_frame(F.pad(x, (0, 0, 0, num_missing)), padding)
 
         # (N, T, D) -> (N, T / R, R, D) -> (N, T / R, D)
-        return torch.einsum("ntrd,r->ntd", x.unflatten(1, (-1, self.factor)), self.bias.softmax(dim=0))
+        return torch.einsum("ntrd,r->ntd", torch.unflatten(x, 1, (-1, self.factor)), self.bias.softmax(dim=0))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -202,7 +202,7 @@ class ZipformerEncoder(Module):
         """Encode ``x``.
 
         :param x: The vectors (N, T, D) of the front end, with D the width of the first stack.
-        :param lengths: The number of valid frames (N) of each utterance; None if all T are valid, which saves the masks.
+        :param lengths: The number of valid frames (N) of each utterance; None, if all T are valid, saves the masks.
         :param reference_padding: If True, the last valid frames of an utterance depend on its padding exactly as in the
             authors' code; if False, an utterance gives what it gives alone.
         :param collect_layers: If False, ``layers`` of the output stays empty.

@@ -8,12 +8,14 @@ from spear_plugin.models.zipformer.subsampling import ConvSubsampling
 
 
 def create_conv_subsampling(config: ZipformerConfig) -> ConvSubsampling:
+    """Create the front end, whose output has the width of the first stack."""
     return ConvSubsampling(
         config.num_mel_bins, config.subsampling_channels, config.encoder_dims[0], dropout_p=config.dropout_p
     )
 
 
 def create_zipformer(config: ZipformerConfig) -> ZipformerEncoder:
+    """Create the encoder behind the front end."""
     return ZipformerFactory(config).create_encoder()
 
 

@@ -5,10 +5,9 @@ from functools import partial
 from typing import Final
 
 import torch
+from fairseq2.nn import Linear
 from torch.nn import Conv2d
 from torch.nn.init import uniform_
-
-from fairseq2.nn import Linear
 
 
 def init_scaled(module: Linear | Conv2d, *, scale: float) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from fairseq2.nn import Linear
 from torch import Tensor
 from torch.nn import Conv1d, Module, Parameter
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from fairseq2.nn import Linear
 from spear_plugin.models.zipformer.attention import NonlinearAttention, RelativeAttentionWeights, SelfAttention
 from spear_plugin.models.zipformer.initialization import BRANCH_SCALE, FEED_FORWARD_SCALE, scaled
 from spear_plugin.nn.activations import BiasNorm, SwooshL, SwooshR
@@ -74,7 +74,7 @@ class ConvolutionModule(Module):
         x = F.glu(self.in_proj(x), dim=-1)
 
         if padding_mask is not None:
-            x = x.masked_fill(padding_mask[:, :, None], 0.0)
+            x = x.masked_fill_(padding_mask[:, :, None], 0.0)
 
         # (N, T, D) -> (N, D, T) -> (N, T, D)
         x = self._convolve(x.mT).mT
@@ -155,7 +155,7 @@ class ZipformerLayer(Module):
         """
         layer_input = x
 
-        # (H, N, T, T)
+        # (N, T, D) -> (H, N, T, T)
         weights = self.self_attn_weights(x, positions, padding_mask)
 
         x = x + self.feed_forward1(x)

@@ -9,11 +9,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import torch
+from fairseq2.nn import Linear
 from torch import Tensor
 from torch.nn import Conv2d, Module, Sequential
+from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
-from fairseq2.nn import Linear
 from spear_plugin.models.zipformer.initialization import init_scaled
 from spear_plugin.models.zipformer.layer import TimeSharedDropout
 from spear_plugin.models.zipformer.padding import padding_mask_of
@@ -44,14 +46,22 @@ class ConvNeXt(Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, C, T, B) from ``x`` (N, C, T, B)."""
-        y: Tensor = self.pointwise_conv1(self.depthwise_conv(x))
+        # (N, C, T, B) -> (N, T, B, C), without a copy if the channels are last in memory
+        y = self.depthwise_conv(x).permute(0, 2, 3, 1)
 
-        y = self.pointwise_conv2(self.activation(y))
+        # (N, T, B, C) -> (N, T, B, 3 C) -> (N, T, B, C)
+        y = _convolve_points(self.pointwise_conv1, y)
+        y = _convolve_points(self.pointwise_conv2, self.activation(y))
 
-        return x + y
+        return x + y.permute(0, 3, 1, 2)
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def _convolve_points(conv: Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution with a kernel of 1 to ``x`` (N, T, B, C) as the matrix product that it is."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class ConvSubsampling(Module):
@@ -99,17 +109,22 @@ class ConvSubsampling(Module):
         """
         if fbank.size(1) < MIN_NUM_INPUT_FRAMES:
             raise ValueError(
-                f"`fbank` must have at least {MIN_NUM_INPUT_FRAMES} frames (about 0.1 s), but has {fbank.size(1)} instead."
+                f"`fbank` must have at least {MIN_NUM_INPUT_FRAMES} frames (about 0.1 s), but has {fbank.size(1)} "
+                "instead: leave out shorter utterances."
             )
 
-        # (N, F, M) -> (N, 1, F, M) -> (N, C, T, B)
-        x: Tensor = self.conv(fbank[:, None])
+        # (N, F, M) -> (N, F, M, 1) -> (N, 1, F, M), which the convolutions take as channels-last and keep so: on a CPU
+        # that is 2 to 3 times faster, most of all for the gradient of the depthwise convolution.
+        x = fbank[..., None].permute(0, 3, 1, 2)
+
+        # (N, 1, F, M) -> (N, C, T, B)
+        x = self.conv(x)
 
         if lengths is not None:
             lengths = (lengths - 7) // 2
 
             if not reference_padding:
-                x = x.masked_fill(padding_mask_of(lengths, x.size(2))[:, None, :, None], 0.0)
+                x = torch.where(padding_mask_of(lengths, x.size(2))[:, None, :, None], 0.0, x)
 
         x = self.convnext(x)
 
