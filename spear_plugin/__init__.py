@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fairseq2.composition import register_model_family, register_package_assets
+from fairseq2.composition import register_dataset_family, register_model_family, register_package_assets
 from fairseq2.logging import log
 from fairseq2.metrics import format_as_float
 from fairseq2.metrics.recorders import MetricDescriptor
@@ -11,7 +11,9 @@ from fairseq2.runtime.dependency import DependencyContainer
 
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.codes import CodeStoreError
+from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
 from spear_plugin.data.manifest import ManifestError
+from spear_plugin.data.options import SpearDatasetError
 from spear_plugin.models.spear import (
     SPEAR_FAMILY,
     SpearConfig,
@@ -23,6 +25,16 @@ from spear_plugin.models.spear import (
     create_spear_model,
     register_spear_configs,
 )
+from spear_plugin.quantizers import (
+    MVQ_QUANTIZER_FAMILY,
+    MultiCodebookQuantizer,
+    MvqQuantizerConfig,
+    QuantizerAssetError,
+    convert_mvq_quantizer_state_dict,
+    create_mvq_quantizer,
+    register_mvq_quantizer_configs,
+)
+from spear_plugin.teachers import TeacherError
 
 
 def setup_fairseq2_extension(container: DependencyContainer) -> None:
@@ -33,6 +45,8 @@ def setup_fairseq2_extension(container: DependencyContainer) -> None:
     """
     register_package_assets(container, "spear_plugin.cards")
     _register_spear(container)
+    _register_mvq_quantizer(container)
+    _register_spear_dataset(container)
     _register_metric_names(container)
     _register_error_lines(container)
 
@@ -50,6 +64,24 @@ def _register_spear(container: DependencyContainer) -> None:
         layerwise_ac_applier=apply_ac_to_spear,
     )
     register_spear_configs(container)
+
+
+def _register_mvq_quantizer(container: DependencyContainer) -> None:
+    register_model_family(
+        container,
+        MVQ_QUANTIZER_FAMILY,
+        kls=MultiCodebookQuantizer,
+        config_kls=MvqQuantizerConfig,
+        factory=create_mvq_quantizer,
+        state_dict_converter=convert_mvq_quantizer_state_dict,
+    )
+    register_mvq_quantizer_configs(container)
+
+
+def _register_spear_dataset(container: DependencyContainer) -> None:
+    register_dataset_family(
+        container, SPEAR_DATASET, kls=SpearDataset, config_kls=SpearDatasetConfig, opener=open_spear_dataset
+    )
 
 
 def _register_metric_names(container: DependencyContainer) -> None:
@@ -80,5 +112,5 @@ def _register_error_lines(container: DependencyContainer) -> None:
         log.error("{}", error)
         return 2
 
-    for kls in (AudioError, CodeStoreError, ManifestError):
+    for kls in (AudioError, CodeStoreError, ManifestError, SpearDatasetError, QuantizerAssetError, TeacherError):
         register_cli_error(container, kls, report)

@@ -76,7 +76,6 @@ def inspect_audio(path: Path) -> AudioInfo:
 
     for block in (decoder := _open(path)).blocks():  # (S, C)
         _check_finite(path, block)
-
         num_samples, num_channels = num_samples + block.shape[0], block.shape[1]
 
     _check_not_empty(path, num_samples)
@@ -98,15 +97,10 @@ def read_audio(
         or holds NaN or infinite samples.
     """
     decoder = _open(path)
-
     first = round(start * decoder.sample_rate)
-
     limit = None if duration is None else round(duration * decoder.sample_rate)
-
     blocks = [_mix_down(block) for block in decoder.blocks(first, limit)]
-
     waveform = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)  # (S,)
-
     _check_not_empty(path, waveform.size)
 
     # One sample: the two roundings above may add up beyond the end.
@@ -173,9 +167,7 @@ class _SoundFileDecoder:
 
         with soundfile.SoundFile(path) as file:
             self.sample_rate: int = file.samplerate
-
             self._num_frames: int = file.frames
-
             truncation = _SHORT_WAV_DATA.search(file.extra_info)
 
         if truncation is not None:
@@ -187,7 +179,6 @@ class _SoundFileDecoder:
     def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (S, C) from sample ``first`` on, at most ``limit`` samples."""
         end = self._num_frames if limit is None else min(first + limit, self._num_frames)
-
         position = min(first, end)
 
         try:
@@ -217,7 +208,6 @@ class _SoundFileDecoder:
 class _PyAvDecoder:
     def __init__(self, path: Path, container_format: str | None = None) -> None:
         self._path = path
-
         self._container_format = container_format
 
         try:
@@ -232,12 +222,10 @@ class _PyAvDecoder:
     def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (S, C) from sample ``first`` on, at most ``limit`` samples; decodes from the beginning."""
         end = None if limit is None else first + limit
-
         position = 0
 
         for block in self._decode():
             yield block[max(first - position, 0) : None if end is None else max(end - position, 0)]
-
             position += len(block)
 
             if end is not None and position >= end:

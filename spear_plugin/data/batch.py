@@ -84,7 +84,6 @@ class SpearBatch(SupportsDeviceTransfer):
         self.waveforms = self.waveforms.to(device, non_blocking=non_blocking)
         self.lengths = self.lengths.to(device, non_blocking=non_blocking)
         self.domains = self.domains.to(device, non_blocking=non_blocking)
-
         self.codes = {name: codes.to(device, non_blocking=non_blocking) for name, codes in self.codes.items()}
 
     @property
@@ -114,7 +113,6 @@ def create_spear_batch(
     :param examples: At least one.
     """
     seq_lens = [example.waveform.shape[0] for example in examples]
-
     waveforms = np.zeros((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
 
     for row, example in zip(waveforms, examples, strict=True):
@@ -134,8 +132,8 @@ def create_spear_batch(
 
 
 def _pad_codes(examples: Sequence[SpearExample], stream: str, shape: StreamShape) -> Tensor:
-    # (N, T, K)
-    padded = np.full((len(examples), shape.num_frames, shape.num_codebooks), CODE_PADDING, dtype=np.int16)
+    size = (len(examples), shape.num_frames, shape.num_codebooks)
+    padded = np.full(size, CODE_PADDING, dtype=np.int16)  # (N, T, K)
 
     for row, example in zip(padded, examples, strict=True):
         if (codes := example.codes.get(stream)) is not None:

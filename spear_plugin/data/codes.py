@@ -16,66 +16,22 @@ Letters: T frames, K codebooks.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any, Final, final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from spear_plugin.data.files import atomic_file
+from spear_plugin.data.shards import REMAKE, CodeStoreError, CodeStoreIdentity, IdIndex, Shard, write_shard
+
+__all__ = ["CodeStore", "CodeStoreError", "CodeStoreIdentity", "CodeStoreWriter"]
 
 STORE_FILE: Final = "store.json"
 COMPLETE_FILE: Final = "complete.json"
-
-_SCHEMA: Final = pa.schema(
-    [pa.field("id", pa.large_string(), nullable=False), pa.field("codes", pa.large_binary(), nullable=False)]
-)
-
-_REMAKE: Final = "Delete the file and encode again: the recipe writes only what is missing."
-
-
-class CodeStoreError(ValueError):
-    """Raised when a code store cannot be used; the message names the file and the remedy."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class CodeStoreIdentity:
-    """Where codes come from. Codes of different identities must never meet in one target stream."""
-
-    teacher: str
-    """Name and layer of the teacher, e.g. ``whisper_tiny_en:3``."""
-
-    quantizer: str
-    """Content hash of the quantizer's weights."""
-
-    num_codebooks: int
-    """K, bytes per frame."""
-
-    codebook_size: int
-    """Codes are below it; at most 256."""
-
-    frame_rate_hz: float
-    """Frames per second of audio."""
-
-    manifest: str
-    """Digest of the encoded manifest."""
-
-    def difference(self, other: CodeStoreIdentity, *, ignore: Sequence[str] = ()) -> str:
-        """Return ``field: mine, not theirs`` for each field that differs, empty if none does."""
-        mine, theirs = asdict(self), asdict(other)
-
-        return ", ".join(
-            f"{name}: {mine[name]}, not {theirs[name]}"
-            for name in mine
-            if name not in ignore and mine[name] != theirs[name]
-        )
 
 
 @final
@@ -93,14 +49,12 @@ class CodeStoreWriter:
         self.folder = folder
         self.identity = identity
         self.num_shards = num_shards
-
         header = {"identity": asdict(identity), "num_shards": num_shards, "rows_per_shard": rows_per_shard}
 
         if (folder / STORE_FILE).exists():
             _check_same_header(folder, header)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-
             _write_json(folder / STORE_FILE, header)
 
     def has_shard(self, index: int) -> bool:
@@ -111,7 +65,7 @@ class CodeStoreWriter:
             return False
 
         try:
-            _Shard(path, self.identity).verify()
+            Shard(path, self.identity).verify()
         except CodeStoreError:
             return False
 
@@ -126,29 +80,22 @@ class CodeStoreWriter:
         for id_, array in zip(ids, codes, strict=True):
             self._check_codes(id_, array)
 
-        batch = pa.record_batch([pa.array(ids, _SCHEMA[0].type), _binary_column(codes)], schema=_SCHEMA)
-
-        metadata = {"identity": json.dumps(asdict(self.identity)), "checksum": _checksum(batch)}
-
-        batch = batch.replace_schema_metadata(metadata)
-
-        with (
-            atomic_file(_shard_path(self.folder, index)) as temporary,
-            pa.ipc.new_file(str(temporary), batch.schema) as writer,
-        ):
-            writer.write_batch(batch)
+        write_shard(_shard_path(self.folder, index), self.identity, ids, codes)
 
     def finish(self) -> None:
         """Check that every shard is there and whole, and mark the store as complete.
 
         :raises CodeStoreError: If a shard is missing or damaged, or an id occurs twice.
         """
-        shards = [_Shard(_shard_path(self.folder, index), self.identity) for index in range(self.num_shards)]
+        shards = [Shard(_shard_path(self.folder, index), self.identity) for index in range(self.num_shards)]
 
         for shard in shards:
             shard.verify()
 
-        _IdIndex(self.folder, shards)
+        IdIndex(self.folder, shards)
+
+        for leftover in self.folder.glob(".*.tmp"):  # of workers that were killed
+            leftover.unlink(missing_ok=True)
 
         _write_json(self.folder / COMPLETE_FILE, {"shards": {shard.path.name: shard.checksum for shard in shards}})
 
@@ -180,22 +127,24 @@ class CodeStore:
             identity or not the one the store was finished with.
         """
         self.folder = folder
-
         header = _read_json(folder / STORE_FILE, "Make the store with the recipe `recipes.mvq.encode`.")
-
         complete = _read_json(
             folder / COMPLETE_FILE, "The store is unfinished: start the same encode command again, it goes on."
         )
 
-        self.identity = CodeStoreIdentity(**header["identity"])
+        try:
+            self.identity = CodeStoreIdentity(**header["identity"])
+            num_shards, checksums = int(header["num_shards"]), dict(complete["shards"])
+        except (KeyError, TypeError, ValueError) as ex:
+            raise CodeStoreError(f"{folder}: its JSON files are damaged ({ex!r}). Delete it and encode again.") from ex
 
-        self._shards = [_Shard(_shard_path(folder, index), self.identity) for index in range(header["num_shards"])]
+        self._shards = [Shard(_shard_path(folder, index), self.identity) for index in range(num_shards)]
 
         for shard in self._shards:
-            if shard.checksum != complete["shards"].get(shard.path.name):
-                raise CodeStoreError(f"{shard.path}: is not the shard that the store was finished with. {_REMAKE}")
+            if shard.checksum != checksums.get(shard.path.name):
+                raise CodeStoreError(f"{shard.path}: is not the shard that the store was finished with. {REMAKE}")
 
-        self._index = _IdIndex(folder, self._shards)
+        self._index = IdIndex(folder, self._shards)
 
     def __contains__(self, id_: object) -> bool:
         return isinstance(id_, str) and self._index.find(id_) is not None
@@ -231,146 +180,19 @@ class CodeStore:
         return [id_ for shard in self._shards for id_ in shard.ids()]
 
 
-@final
-class _Shard:
-    """One memory-mapped shard file."""
-
-    def __init__(self, path: Path, identity: CodeStoreIdentity) -> None:
-        self.path = path
-
-        try:
-            self._batch: pa.RecordBatch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-
-            # Without this, Arrow follows damaged offsets out of the mapped memory. Leaves the code bytes untouched.
-            self._batch.validate(full=True)
-
-            metadata = self._batch.schema.metadata
-
-            if not self._batch.schema.equals(_SCHEMA):
-                raise ValueError("unknown columns")
-
-            found = CodeStoreIdentity(**json.loads(metadata[b"identity"]))
-
-            self.checksum = metadata[b"checksum"].decode()
-        except FileNotFoundError as ex:
-            raise CodeStoreError(f"{path}: the shard is missing. Encode again: only missing shards are made.") from ex
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as ex:
-            raise CodeStoreError(f"{path}: the shard is cut off or damaged. {_REMAKE}") from ex
-
-        if found != identity:
-            raise CodeStoreError(f"{path}: is of another store ({found.difference(identity)}). {_REMAKE}")
-
-        self._verified = False
-
-        self._lock = Lock()
-
-    def ids(self) -> list[str]:
-        ids: list[str] = self._batch.column("id").to_pylist()
-
-        return ids
-
-    def id(self, row: int) -> str:
-        return str(self._batch.column("id")[row].as_py())
-
-    def codes(self, row: int) -> NDArray[np.uint8]:
-        self.verify()
-
-        return np.frombuffer(self._batch.column("codes")[row].as_buffer(), dtype=np.uint8)
-
-    def verify(self) -> None:
-        """Compare the columns with the checksum, once."""
-        with self._lock:
-            if self._verified:
-                return
-
-            if _checksum(self._batch) != self.checksum:
-                raise CodeStoreError(f"{self.path}: the shard is damaged: its checksum does not match. {_REMAKE}")
-
-            self._verified = True
-
-
-@final
-class _IdIndex:
-    """Finds ids by binary search over their hashes: 12 bytes per id, where a dictionary needs about 150.
-
-    The ids themselves stay in the memory-mapped shards and are compared there, so equal hashes do no harm.
-    """
-
-    def __init__(self, folder: Path, shards: list[_Shard]) -> None:
-        self._shards = shards
-
-        hashes = [np.array([hash(id_) for id_ in shard.ids()], dtype=np.int64) for shard in shards]
-
-        self._starts = np.cumsum([0, *(part.size for part in hashes)])
-
-        hashed = np.concatenate([np.empty(0, dtype=np.int64), *hashes])
-
-        self._order = np.argsort(hashed, kind="stable").astype(np.uint32)
-
-        self._hashes = hashed[self._order]
-
-        self._check_unique(folder)
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def find(self, id_: str) -> tuple[int, int] | None:
-        """Return the shard and the row of an id."""
-        return next((place for place, found in self._candidates(hash(id_)) if found == id_), None)
-
-    def _candidates(self, id_hash: int) -> Iterator[tuple[tuple[int, int], str]]:
-        first, last = (int(np.searchsorted(self._hashes, id_hash, side)) for side in ("left", "right"))
-
-        for position in self._order[first:last]:
-            shard = int(np.searchsorted(self._starts, position, "right")) - 1
-
-            row = int(position - self._starts[shard])
-
-            yield (shard, row), self._shards[shard].id(row)
-
-    def _check_unique(self, folder: Path) -> None:
-        for id_hash in self._hashes[1:][self._hashes[1:] == self._hashes[:-1]]:
-            ids = [id_ for _, id_ in self._candidates(int(id_hash))]
-
-            if len(set(ids)) < len(ids):
-                raise CodeStoreError(f"{folder}: the id '{ids[0]}' occurs twice. Delete the folder and encode again.")
-
-
 def _shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.arrow"
-
-
-def _binary_column(codes: Sequence[NDArray[np.uint8]]) -> pa.Array:
-    return pa.array([array.tobytes() for array in codes], _SCHEMA[1].type)
-
-
-def _checksum(batch: pa.RecordBatch) -> str:
-    """Return the SHA-256 of ids and codes as they lie in memory: offsets and bytes of each column."""
-    digest = hashlib.sha256()
-
-    for column in batch.columns:
-        _, offsets, data = column.buffers()
-
-        ends = np.frombuffer(offsets, dtype=np.int64, count=len(column) + 1)
-
-        digest.update(ends)
-
-        if data is not None:
-            digest.update(memoryview(data)[: ends[-1]])
-
-    return digest.hexdigest()
 
 
 def _check_same_header(folder: Path, header: dict[str, Any]) -> None:
     found = _read_json(folder / STORE_FILE, "Delete the folder and encode again.")
 
     if found != header:
-        wanted, existing = ({**entry["identity"], **entry} for entry in (header, found))
-
+        wanted, existing = ({**entry.pop("identity", {}), **entry} for entry in (dict(header), dict(found)))
         problem = ", ".join(
             f"{name}: {existing.get(name)}, not {value}"
             for name, value in wanted.items()
-            if name != "identity" and existing.get(name) != value
+            if existing.get(name) != value
         )
 
         raise CodeStoreError(

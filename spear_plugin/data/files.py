@@ -16,7 +16,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     try:
         yield temporary
-
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

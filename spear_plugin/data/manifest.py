@@ -87,11 +87,8 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
     :raises ManifestError: If an id occurs twice, or a field holds a tab or a line break.
     """
     rows = list(rows)
-
     used = [name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows)]
-
     columns = (*REQUIRED_COLUMNS, *used)
-
     ids: set[str] = set()
 
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
@@ -102,18 +99,22 @@ def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
                 _fail(path, line_number, "id", f"ids must be unique, but '{row.id}' occurs twice")
 
             ids.add(row.id)
-
             stream.write("\t".join(_format_field(path, line_number, row, name) for name in columns) + "\n")
 
 
 def manifest_digest(path: Path) -> str:
+    """Return :func:`rows_digest` of a manifest's rows."""
+    return rows_digest(_iterate_rows(path))
+
+
+def rows_digest(rows: Iterable[ManifestRow]) -> str:
     """Return the SHA-256 (64 hexadecimal digits) of the ids, lengths and rates, in order.
 
-    It changes whenever codes made for the manifest may no longer fit it; texts and paths may change freely.
+    It changes whenever codes made for the rows may no longer fit them; texts and paths may change freely.
     """
     digest = hashlib.sha256()
 
-    for row in _iterate_rows(path):
+    for row in rows:
         digest.update(f"{row.id}\t{row.num_samples}\t{row.sample_rate}\n".encode())
 
     return digest.hexdigest()
@@ -121,7 +122,6 @@ def manifest_digest(path: Path) -> str:
 
 def _iterate_rows(path: Path) -> Iterator[ManifestRow]:
     folder = Path(os.path.abspath(path)).parent  # noqa: PTH100 (lexical, as in the writer: links stay as they are)
-
     ids: set[str] = set()
 
     try:
@@ -200,7 +200,6 @@ def _format_field(path: Path, line_number: int, row: ManifestRow, column: str) -
 
     if isinstance(value, Path):
         folder = Path(os.path.abspath(path)).parent  # noqa: PTH100
-
         value = os.path.relpath(value, folder) if value.is_relative_to(folder.parent) else value
 
     text = str(value)

@@ -1,0 +1,256 @@
+"""The dataset family ``spear``: corpora by manifest and code stores, opened with all checks that need no audio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+from fairseq2.datasets import DataReader
+from fairseq2.gang import Gangs
+from fairseq2.logging import log
+
+from spear_plugin.data.audio import resampled_length
+from spear_plugin.data.batch import SpearBatch
+from spear_plugin.data.codes import CodeStore, CodeStoreIdentity
+from spear_plugin.data.files import abbreviate
+from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
+from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
+from spear_plugin.data.pipeline import create_pipeline_reader
+from spear_plugin.data.reading import CorpusView
+from spear_plugin.data.segments import SegmentTable, cut_segments
+
+SPEAR_DATASET: Final = "spear"
+
+
+@dataclass(kw_only=True)
+class CorpusConfig:
+    name: str = ""
+    """For messages and metrics."""
+
+    manifest: Path = Path()
+
+    codes: dict[str, Path] = field(default_factory=dict)
+    """Folder of the code store of each target stream; one made for a larger manifest will do."""
+
+    weight: float | None = None
+    """Share of the audio seconds in training, up to a factor. None: its seconds; then all corpora must say None."""
+
+
+@dataclass(kw_only=True)
+class SpearDatasetConfig:
+    """Any number of corpora of both domains; a row's domain stands in its manifest."""
+
+    train: list[CorpusConfig] = field(default_factory=list)
+
+    valid: list[CorpusConfig] = field(default_factory=list)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Corpus:
+    name: str
+    rows: list[ManifestRow]
+    stores: Mapping[str, CodeStore]
+    weight: float | None
+
+
+def open_spear_dataset(config: SpearDatasetConfig) -> SpearDataset:
+    """Open the manifests and code stores of all splits.
+
+    :raises ManifestError: If a manifest is missing or invalid.
+    :raises CodeStoreError: If a code store is missing, unfinished or damaged.
+    :raises SpearDatasetError: If stores of one stream have different teachers or quantizers.
+    """
+    corpora = {"train": _open_corpora(config.train), "valid": _open_corpora(config.valid)}
+    _check_same_targets([corpus for split in corpora.values() for corpus in split])
+
+    return SpearDataset(corpora)
+
+
+@final
+class SpearDataset:
+    """Corpora of the family ``spear``, by split."""
+
+    def __init__(self, corpora: Mapping[str, Sequence[_Corpus]]) -> None:
+        self._corpora = corpora
+
+    @property
+    def identities(self) -> dict[str, CodeStoreIdentity]:
+        """The teacher and quantizer of each target stream; opening made sure that all corpora agree in them."""
+        corpora = [corpus for split in self._corpora.values() for corpus in split]
+
+        return {stream: store.identity for stream, store in _iterate_stores(corpora)}
+
+    def create_reader(self, split: str, gangs: Gangs, *, options: ReaderOptions) -> DataReader[SpearBatch]:
+        """Return a reader of batches for the data-parallel rank.
+
+        With ``options.shuffle`` it has no end and resumes exactly from its state; without, it reads each example once.
+
+        :raises SpearDatasetError: If the split is unknown or has no usable row, a required code store is missing or
+            does not fit its stream, codes of more than ``max_skipped`` rows are missing, or the options contradict.
+        """
+        if split not in self._corpora:
+            raise SpearDatasetError(f"`split` must be one of {', '.join(self._corpora)}, but is '{split}'.")
+
+        corpora = self._corpora[split]
+
+        if not corpora:
+            raise SpearDatasetError(f"The dataset has no corpora in its `{split}` list. Name at least one.")
+
+        segments = [_prepare(corpus, split, options) for corpus in corpora]
+        weights = _example_weights(corpora, segments)
+        views = [
+            CorpusView(name=corpus.name, rows=corpus.rows, segments=table, stores=corpus.stores, weight=weight)
+            for corpus, table, weight in zip(corpora, segments, weights, strict=True)
+        ]
+
+        return create_pipeline_reader(views, gangs, options)
+
+
+def _open_corpora(configs: Sequence[CorpusConfig]) -> list[_Corpus]:
+    names = [config.name for config in configs]
+
+    if len(set(names)) < len(names) or "" in names:
+        raise SpearDatasetError(f"`name` of each corpus must be unique and not empty, but the names are {names}.")
+
+    return [
+        _Corpus(
+            name=config.name,
+            rows=read_manifest(config.manifest),
+            stores={stream: CodeStore(folder) for stream, folder in config.codes.items()},
+            weight=config.weight,
+        )
+        for config in configs
+    ]
+
+
+def _check_same_targets(corpora: Sequence[_Corpus]) -> None:
+    first: dict[str, CodeStore] = {}
+
+    for stream, store in _iterate_stores(corpora):
+        other = first.setdefault(stream, store)
+
+        if difference := store.identity.difference(other.identity, ignore=("manifest",)):
+            raise SpearDatasetError(
+                f"Stream {stream}: {store.folder} and {other.folder} must have the same teacher and quantizer, but the "
+                f"first has {difference}. Encode both with the same quantizer."
+            )
+
+
+def _iterate_stores(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, CodeStore]]:
+    for corpus in corpora:
+        yield from corpus.stores.items()
+
+
+def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTable:
+    """Return the usable segments of a corpus and say in one line what was left out."""
+    missing = _check_codes(corpus, options)
+    rate = options.sample_rate
+
+    # Rows without codes count as too short, so that the numbers of the others stay what they are.
+    lengths = np.array(
+        [0 if row.id in missing else resampled_length(row.num_samples, row.sample_rate, rate) for row in corpus.rows],
+        dtype=np.int64,
+    )
+
+    segments = cut_segments(
+        lengths,
+        min_length=max(options.to_samples(options.min_seconds), 1),
+        max_length=options.to_samples(options.max_seconds),
+        grid=options.segment_grid(),
+    )
+
+    if len(segments) == 0:
+        raise SpearDatasetError(
+            f"Corpus {corpus.name} ({split}): none of its {len(corpus.rows)} rows is long enough and has codes. "
+            f"Check `min_seconds` ({options.min_seconds}) and the manifest."
+        )
+
+    log.info(
+        "Corpus {} ({}): {} rows, {} examples, {:.2f} hours; left out {} rows and {} ends of rows shorter than {} s, "
+        "{} rows without codes.",
+        corpus.name,
+        split,
+        len(corpus.rows),
+        len(segments),
+        segments.lengths.sum() / rate / 3600,
+        segments.num_short_rows - len(missing),
+        segments.num_short_tails,
+        options.min_seconds,
+        len(missing),
+    )
+
+    return segments
+
+
+def _check_codes(corpus: _Corpus, options: ReaderOptions) -> set[str]:
+    """Return the ids of rows that lack codes of a required stream."""
+    missing: set[str] = set()
+
+    for name, stream in options.streams.items():
+        ids = [row.id for row in corpus.rows if row.domain in stream.domains]
+
+        if ids:
+            missing.update(_missing_ids(corpus, ids, _get_store(corpus, name, stream)))
+
+    if missing:
+        log.warning(
+            "Corpus {}: skipping {} rows without codes: {}", corpus.name, len(missing), abbreviate(sorted(missing))
+        )
+
+    if len(missing) > options.max_skipped:
+        raise SpearDatasetError(
+            f"Corpus {corpus.name}: {len(missing)} of {len(corpus.rows)} rows have no codes, more than `max_skipped` "
+            f"({options.max_skipped}): {abbreviate(sorted(missing))}. Encode the corpus with `recipes.mvq.encode`."
+        )
+
+    return missing
+
+
+def _missing_ids(corpus: _Corpus, ids: Sequence[str], store: CodeStore) -> list[str]:
+    # A complete store of this very manifest needs no search.
+    if len(store) == len(corpus.rows) and store.identity.manifest == rows_digest(corpus.rows):
+        return []
+
+    if missing := [id_ for id_ in ids if id_ not in store]:
+        # A damaged shard would look like missing ids.
+        store.verify()
+
+    return missing
+
+
+def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
+    if (store := corpus.stores.get(name)) is None:
+        raise SpearDatasetError(
+            f"Corpus {corpus.name}: has no code store for stream {name}, which its rows are trained on. Add it to the "
+            f"corpus' `codes`, or give the stream the weight 0 for this domain."
+        )
+
+    identity = store.identity
+
+    if (identity.num_codebooks, identity.frame_rate_hz) != (stream.num_codebooks, stream.frame_rate_hz):
+        raise SpearDatasetError(
+            f"{store.folder}: has {identity.num_codebooks} codebooks at {identity.frame_rate_hz} Hz, but stream {name} "
+            f"of the model has {stream.num_codebooks} at {stream.frame_rate_hz} Hz. Change the stream or the store."
+        )
+
+    return store
+
+
+def _example_weights(corpora: Sequence[_Corpus], segments: Sequence[SegmentTable]) -> list[float]:
+    """Turn shares of seconds into probabilities of examples, up to a factor."""
+    weights = [corpus.weight for corpus in corpora if corpus.weight is not None]
+
+    if not weights:
+        return [float(len(table)) for table in segments]
+
+    if len(weights) < len(corpora) or min(weights) <= 0.0:
+        raise SpearDatasetError(
+            f"`weight` must be greater than 0 for all corpora, or None for all, but is "
+            f"{ {corpus.name: corpus.weight for corpus in corpora} }."
+        )
+
+    return [weight / float(table.lengths.mean()) for weight, table in zip(weights, segments, strict=True)]

@@ -1,0 +1,91 @@
+"""What a reader must be told, by recipes and by whoever else reads a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
+from spear_plugin.data.segments import FrameClock, common_grid
+
+
+class SpearDatasetError(ValueError):
+    """Raised when a dataset cannot be opened or read on; the message is one line with the remedy."""
+
+
+@final
+@dataclass(kw_only=True)
+class StreamOptions:
+    """A target stream that batches must hold."""
+
+    num_codebooks: int
+
+    frame_rate_hz: float
+
+    domains: tuple[Domain, ...] = DOMAINS
+    """Domains whose examples must have codes. The others get padding, even where a store has codes for them."""
+
+
+@final
+@dataclass(kw_only=True)
+class ReaderOptions:
+    """How examples become batches."""
+
+    max_batch_seconds: Seconds
+    """Audio of a batch, padding included; never exceeded."""
+
+    min_seconds: Seconds = 1.0
+    """Shorter rows are left out."""
+
+    max_seconds: Seconds = 30.0
+    """Longer rows are cut into segments."""
+
+    streams: Mapping[str, StreamOptions] = field(default_factory=dict)
+    """Target streams by name."""
+
+    num_buckets: int = 20
+
+    shuffle: bool = True
+    """True: training, without end. False: validation, each example once."""
+
+    seed: int = 2
+
+    num_accumulate: int = 1
+    """Batches per step."""
+
+    num_parallel: int = 2
+    """Batches read at the same time."""
+
+    num_prefetch: int = 4
+    """Batches ready in advance; they are part of a checkpoint."""
+
+    max_skipped: int = 100
+    """More different examples than this that cannot be read are an error."""
+
+    sample_rate: int = 16_000
+    """Of the waveforms, in Hz."""
+
+    @property
+    def clocks(self) -> dict[str, FrameClock]:
+        """Counts the code frames of each stream."""
+        return {name: FrameClock.of(stream.frame_rate_hz, self.sample_rate) for name, stream in self.streams.items()}
+
+    def to_samples(self, duration: Seconds) -> int:
+        return round(duration * self.sample_rate)
+
+    def segment_grid(self) -> int:
+        """Return the number of samples at whose multiples segments may begin.
+
+        :raises SpearDatasetError: If no segment could be so short.
+        """
+        grid = common_grid(self.clocks.values())
+
+        if grid > self.to_samples(self.max_seconds):
+            rates = {name: stream.frame_rate_hz for name, stream in self.streams.items()}
+            raise SpearDatasetError(
+                f"The frame rates {rates} meet only every {grid / self.sample_rate:.1f} s, so rows cannot be cut to "
+                f"`max_seconds` ({self.max_seconds}). Raise it."
+            )
+
+        return grid

@@ -1,0 +1,169 @@
+"""Reading of the audio and codes of a batch; what cannot be used is left out, named and counted.
+
+Letters: S samples, T frames, K codebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Final, TypedDict, final
+
+import numpy as np
+from fairseq2.logging import log
+from numpy.typing import NDArray
+
+from spear_plugin.data.audio import AudioError, read_audio, resampled_length
+from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
+from spear_plugin.data.codes import CodeStore
+from spear_plugin.data.manifest import ManifestRow, Seconds
+from spear_plugin.data.options import ReaderOptions, SpearDatasetError
+from spear_plugin.data.segments import SegmentTable
+
+MAX_CODE_DEFICIT: Final = 5
+"""Frames by which codes and audio may disagree; the authors' code asserts the same."""
+
+_MAX_LENGTH_ERROR: Final[Seconds] = 0.05
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CorpusView:
+    """One corpus as the pipeline sees it."""
+
+    name: str
+    rows: Sequence[ManifestRow]
+    segments: SegmentTable
+    stores: Mapping[str, CodeStore]
+
+    weight: float
+    """Probability, up to a factor, that the next example comes from this corpus."""
+
+
+class Item(TypedDict):
+    """An example before it is read."""
+
+    corpus: int
+    segment: int
+    length: int
+
+
+class _SkipError(ValueError):
+    """An example cannot be used for another reason than its audio."""
+
+
+@final
+class _SkipLog:
+    """Names each skipped row once and gives up when there are too many, or when nothing is left."""
+
+    def __init__(self, max_skipped: int, num_rows: int) -> None:
+        self._max_skipped = max_skipped
+        self._num_rows = num_rows
+        self._keys: set[tuple[str, str]] = set()
+        self._lock = Lock()
+
+    def add(self, corpus: str, id_: str, reason: Exception) -> None:
+        with self._lock:
+            if (corpus, id_) in self._keys:
+                return
+
+            self._keys.add((corpus, id_))
+
+            log.warning("Skipping '{}' of corpus {} ({} skipped so far): {}", id_, corpus, len(self._keys), reason)
+
+            if len(self._keys) > min(self._max_skipped, self._num_rows - 1):
+                raise SpearDatasetError(
+                    f"{len(self._keys)} of {self._num_rows} rows could not be read, more than `max_skipped` "
+                    f"({self._max_skipped}) or all of them. The last, in corpus {corpus}: {reason}"
+                )
+
+
+@final
+class BatchLoader:
+    """Reads the audio and codes of a bucket. Several threads call it at once."""
+
+    def __init__(self, corpora: Sequence[CorpusView], options: ReaderOptions) -> None:
+        self._corpora = corpora
+        self._options = options
+        self._skip_log = _SkipLog(options.max_skipped, sum(np.unique(view.segments.rows).size for view in corpora))
+        self._clocks = options.clocks
+
+    def __call__(self, items: list[Item]) -> SpearBatch | None:
+        examples = [example for item in items if (example := self._read(item)) is not None]
+
+        if not examples:
+            return None
+
+        length = max(example.waveform.size for example in examples)
+        shapes = {
+            name: StreamShape(num_frames=self._clocks[name].num_frames(length), num_codebooks=stream.num_codebooks)
+            for name, stream in self._options.streams.items()
+        }
+
+        return create_spear_batch(
+            examples, shapes, sample_rate=self._options.sample_rate, num_skipped=len(items) - len(examples)
+        )
+
+    def _read(self, item: Item) -> SpearExample | None:
+        corpus, segment = self._corpora[item["corpus"]], item["segment"]
+        row = corpus.rows[corpus.segments.rows[segment]]
+        start = int(corpus.segments.starts[segment])
+
+        try:
+            return SpearExample(
+                id=row.id,
+                domain=row.domain,
+                start=start / self._options.sample_rate,
+                waveform=self._read_waveform(row, start, item["length"]),
+                codes=self._read_codes(corpus, row, start, item["length"]),
+            )
+        except (AudioError, _SkipError) as ex:
+            self._skip_log.add(corpus.name, row.id, ex)
+
+            return None
+
+    def _read_waveform(self, row: ManifestRow, start: int, length: int) -> NDArray[np.float32]:
+        rate = self._options.sample_rate
+
+        if length < resampled_length(row.num_samples, row.sample_rate, rate):
+            waveform = read_audio(row.path, sample_rate=rate, start=start / rate, duration=length / rate)
+        else:
+            waveform = read_audio(row.path, sample_rate=rate)
+
+        if abs(waveform.size - length) > _MAX_LENGTH_ERROR * rate:
+            raise AudioError(
+                row.path,
+                f"has {waveform.size / rate:.3f} s, but the manifest says {length / rate:.3f} s",
+                "Restore the file or make the manifest anew.",
+            )
+
+        if waveform.size < length:
+            waveform = np.pad(waveform, (0, length - waveform.size))
+
+        return waveform[:length]
+
+    def _read_codes(
+        self, corpus: CorpusView, row: ManifestRow, start: int, length: int
+    ) -> dict[str, NDArray[np.uint8]]:
+        row_length = resampled_length(row.num_samples, row.sample_rate, self._options.sample_rate)
+        codes = {}
+
+        for name, stream in self._options.streams.items():
+            if row.domain not in stream.domains:
+                continue
+
+            row_codes, clock = corpus.stores[name][row.id], self._clocks[name]  # (T, K)
+
+            num_frames = clock.num_frames(row_length)
+
+            if abs(row_codes.shape[0] - num_frames) > MAX_CODE_DEFICIT:
+                raise _SkipError(
+                    f"{corpus.stores[name].folder}: has {row_codes.shape[0]} code frames of stream {name} for "
+                    f"{num_frames} of audio, more than {MAX_CODE_DEFICIT} apart. Encode the corpus again."
+                )
+
+            first = clock.num_frames(start)
+            codes[name] = row_codes[first : first + clock.num_frames(length)]
+
+        return codes

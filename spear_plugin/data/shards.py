@@ -1,0 +1,187 @@
+"""The shard files of a code store and the index of their ids.
+
+A shard is an Arrow IPC file of one record batch with the columns id and codes (T * K bytes, frames first). The schema's
+metadata hold the store's identity and the SHA-256 of the columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Final, final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from spear_plugin.data.files import atomic_file
+
+_SCHEMA: Final = pa.schema(
+    [pa.field("id", pa.large_string(), nullable=False), pa.field("codes", pa.large_binary(), nullable=False)]
+)
+
+REMAKE: Final = "Delete the file and encode again: the recipe writes only what is missing."
+
+
+class CodeStoreError(ValueError):
+    """Raised when a code store cannot be used; the message names the file and the remedy."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CodeStoreIdentity:
+    """Where codes come from. Codes of different identities must never meet in one target stream."""
+
+    teacher: str
+    """Name and layer of the teacher, e.g. ``whisper_tiny_en:3``."""
+
+    quantizer: str
+    """Content hash of the quantizer's weights."""
+
+    num_codebooks: int
+    """K, bytes per frame."""
+
+    codebook_size: int
+    """Codes are below it; at most 256."""
+
+    frame_rate_hz: float
+    """Frames per second of audio."""
+
+    manifest: str
+    """Digest of the encoded manifest."""
+
+    def difference(self, other: CodeStoreIdentity, *, ignore: Sequence[str] = ()) -> str:
+        """Return ``field: mine, not theirs`` for each field that differs, empty if none does."""
+        mine, theirs = asdict(self), asdict(other)
+
+        return ", ".join(
+            f"{name}: {mine[name]}, not {theirs[name]}"
+            for name in mine
+            if name not in ignore and mine[name] != theirs[name]
+        )
+
+
+@final
+class Shard:
+    """One memory-mapped shard file."""
+
+    def __init__(self, path: Path, identity: CodeStoreIdentity) -> None:
+        self.path = path
+
+        try:
+            self._batch: pa.RecordBatch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+            # Without this, Arrow follows damaged offsets out of the mapped memory. Leaves the code bytes untouched.
+            self._batch.validate(full=True)
+            metadata = self._batch.schema.metadata
+
+            if not self._batch.schema.equals(_SCHEMA):
+                raise ValueError("unknown columns")
+
+            found = CodeStoreIdentity(**json.loads(metadata[b"identity"]))
+            self.checksum = metadata[b"checksum"].decode()
+        except FileNotFoundError as ex:
+            raise CodeStoreError(f"{path}: the shard is missing. Encode again: only missing shards are made.") from ex
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as ex:
+            raise CodeStoreError(f"{path}: the shard is cut off or damaged. {REMAKE}") from ex
+
+        if found != identity:
+            raise CodeStoreError(f"{path}: is of another store ({found.difference(identity)}). {REMAKE}")
+
+        self._verified = False
+        self._lock = Lock()
+
+    def ids(self) -> list[str]:
+        ids: list[str] = self._batch.column("id").to_pylist()
+
+        return ids
+
+    def id(self, row: int) -> str:
+        return str(self._batch.column("id")[row].as_py())
+
+    def codes(self, row: int) -> NDArray[np.uint8]:
+        self.verify()
+
+        return np.frombuffer(self._batch.column("codes")[row].as_buffer(), dtype=np.uint8)
+
+    def verify(self) -> None:
+        """Compare the columns with the checksum, once."""
+        with self._lock:
+            if self._verified:
+                return
+
+            if _checksum(self._batch) != self.checksum:
+                raise CodeStoreError(f"{self.path}: the shard is damaged: its checksum does not match. {REMAKE}")
+
+            self._verified = True
+
+
+@final
+class IdIndex:
+    """Finds ids by binary search over their hashes: 12 bytes per id, where a dictionary needs about 150.
+
+    The ids themselves stay in the memory-mapped shards and are compared there, so equal hashes do no harm.
+    """
+
+    def __init__(self, folder: Path, shards: list[Shard]) -> None:
+        self._shards = shards
+        hashes = [np.array([hash(id_) for id_ in shard.ids()], dtype=np.int64) for shard in shards]
+        self._starts = np.cumsum([0, *(part.size for part in hashes)])
+        hashed = np.concatenate([np.empty(0, dtype=np.int64), *hashes])
+        self._order = np.argsort(hashed, kind="stable").astype(np.uint32)
+        self._hashes = hashed[self._order]
+        self._check_unique(folder)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def find(self, id_: str) -> tuple[int, int] | None:
+        """Return the shard and the row of an id."""
+        return next((place for place, found in self._candidates(hash(id_)) if found == id_), None)
+
+    def _candidates(self, id_hash: int) -> Iterator[tuple[tuple[int, int], str]]:
+        first, last = (int(np.searchsorted(self._hashes, id_hash, side)) for side in ("left", "right"))
+
+        for position in self._order[first:last]:
+            shard = int(np.searchsorted(self._starts, position, "right")) - 1
+            row = int(position - self._starts[shard])
+
+            yield (shard, row), self._shards[shard].id(row)
+
+    def _check_unique(self, folder: Path) -> None:
+        for id_hash in self._hashes[1:][self._hashes[1:] == self._hashes[:-1]]:
+            ids = [id_ for _, id_ in self._candidates(int(id_hash))]
+
+            if len(set(ids)) < len(ids):
+                raise CodeStoreError(f"{folder}: the id '{ids[0]}' occurs twice. Delete the folder and encode again.")
+
+
+def write_shard(
+    path: Path, identity: CodeStoreIdentity, ids: Sequence[str], codes: Sequence[NDArray[np.uint8]]
+) -> None:
+    """Write a shard atomically."""
+    columns = [pa.array(ids, _SCHEMA[0].type), pa.array([array.tobytes() for array in codes], _SCHEMA[1].type)]
+    batch = pa.record_batch(columns, schema=_SCHEMA)
+    batch = batch.replace_schema_metadata({"identity": json.dumps(asdict(identity)), "checksum": _checksum(batch)})
+
+    with atomic_file(path) as temporary, pa.ipc.new_file(str(temporary), batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _checksum(batch: pa.RecordBatch) -> str:
+    """Return the SHA-256 of ids and codes as they lie in memory: offsets and bytes of each column."""
+    digest = hashlib.sha256()
+
+    for column in batch.columns:
+        _, offsets, data = column.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int64, count=len(column) + 1)
+        digest.update(ends)
+
+        if data is not None:
+            digest.update(memoryview(data)[: ends[-1]])
+
+    return digest.hexdigest()
