@@ -1,18 +1,35 @@
-"""What all recipes share: the entry point with its help and error lines, and common sections."""
+"""What recipes share: the entry point with its help and error lines, common sections, a corpus seen by a teacher.
+
+Letters: N batch, S samples, T frames, D width.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
+import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe
 from fairseq2.recipe.cli import main as run_command_line
 from fairseq2.recipe.config import CommonSection
-from fairseq2.recipe.error import RecipeConfigParseError
+from fairseq2.recipe.error import RecipeConfigParseError, RecipeError
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
+
+from spear_plugin.data.audio import AudioError, read_audio, resampled_length
+from spear_plugin.data.files import atomic_file
+from spear_plugin.data.manifest import ManifestRow
+from spear_plugin.teachers import Teacher
 
 
 def main(recipe: Recipe, description: str | None) -> None:
@@ -37,6 +54,153 @@ def default_common_section() -> CommonSection:
     would silently start anew instead of going on.
     """
     return CommonSection(no_sweep_dir=True)
+
+
+@dataclass(kw_only=True)
+class CorpusSection(Validatable):
+    """Which audio a teacher reads, and how."""
+
+    manifest: Path | None = None
+    """Manifest of the corpus, as ``recipes.corpus`` writes it."""
+
+    max_batch_seconds: float = 120.0
+    """Audio, with padding, in a batch of the teacher; a longer file is a batch of its own."""
+
+    num_read_threads: int = 2
+    """Threads that decode audio while the teacher works."""
+
+    max_failures: int = 100
+    """Files without usable audio that are skipped and listed in ``failed.tsv`` before the run ends with an error."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.manifest is None:
+            result.add_error("`manifest` must be set to the path of a manifest.")
+
+        for name in ("max_batch_seconds", "num_read_threads"):
+            if (value := getattr(self, name)) <= 0:
+                result.add_error(f"`{name}` must be positive, but is {value}.")
+
+        return result
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest of a validated section."""
+        assert self.manifest is not None
+
+        return self.manifest
+
+
+@final
+@dataclass(frozen=True)
+class EmbeddedUtterance:
+    """What a teacher makes of a file."""
+
+    row: ManifestRow
+
+    frames: Tensor | None
+    """(T, D) float32, T at most the frames of the file's duration; None if the file cannot be used."""
+
+    problem: str = ""
+    """Why it cannot be used."""
+
+
+def embed_corpus(
+    teacher: Teacher, rows: Sequence[ManifestRow], section: CorpusSection, device: torch.device
+) -> Iterator[list[EmbeddedUtterance]]:
+    """Yield batches of embedded files, the longest first.
+
+    Which files share a batch follows from the manifest alone, so the frames do not depend on who computes them.
+    """
+    ahead: deque[tuple[list[ManifestRow], list[Future[Tensor | str]]]] = deque()
+
+    with ThreadPoolExecutor(section.num_read_threads) as pool:
+        for batch in _make_batches(rows, section.max_batch_seconds):
+            ahead.append((batch, [pool.submit(_read_row, teacher, row) for row in batch]))
+            if len(ahead) > 1:
+                yield _embed_batch(teacher, *ahead.popleft(), device)
+
+        while ahead:
+            yield _embed_batch(teacher, *ahead.popleft(), device)
+
+
+def check_failures(num_failures: int, section: CorpusSection, folder: Path) -> None:
+    """Raise :class:`RecipeError` if more files than allowed cannot be used."""
+    if num_failures > section.max_failures:
+        raise RecipeError(
+            f"{section.manifest}: {num_failures} files cannot be used, more than `corpus.max_failures`; "
+            f"{folder / 'logs'} names them. Repair the corpus, or raise the limit."
+        )
+
+
+def write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
+    """Write (id, problem) of files that cannot be used, one a line below a header; no file for none."""
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+
+    lines = ["id\tproblem", *(f"{id_}\t{' '.join(problem.split())}" for id_, problem in failures)]
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _make_batches(rows: Sequence[ManifestRow], max_seconds: float) -> Iterator[list[ManifestRow]]:
+    batch: list[ManifestRow] = []
+
+    for row in sorted(rows, key=lambda row: (-row.duration, row.id)):
+        if batch and batch[0].duration * (len(batch) + 1) > max_seconds:
+            yield batch
+            batch = []
+        batch.append(row)
+
+    if batch:
+        yield batch
+
+
+def _read_row(teacher: Teacher, row: ManifestRow) -> Tensor | str:
+    """Return the waveform (S,), or why there is none."""
+    expected = resampled_length(row.num_samples, row.sample_rate, teacher.sample_rate)
+    if teacher.num_frames(expected) < 1:
+        return f"{row.path}: lasts {row.duration:.3f} s, too short for one frame of {teacher.name}"
+
+    try:
+        waveform = read_audio(row.path, sample_rate=teacher.sample_rate)
+    except AudioError as ex:
+        return str(ex)
+
+    if waveform.size != expected:
+        return f"{row.path}: gives {waveform.size} samples at {teacher.sample_rate} Hz, but {expected} by the manifest"
+
+    return torch.from_numpy(waveform)
+
+
+def _embed_batch(
+    teacher: Teacher, rows: list[ManifestRow], reads: list[Future[Tensor | str]], device: torch.device
+) -> list[EmbeddedUtterance]:
+    results = [read.result() for read in reads]
+    waveforms = [result for result in results if isinstance(result, Tensor)]
+    embedded: Iterator[Tensor] = iter(())
+
+    if waveforms:
+        lengths = torch.tensor([waveform.numel() for waveform in waveforms])
+        # (N, S) -> (N, T, D)
+        output = teacher(pad_sequence(waveforms, batch_first=True).to(device), lengths.to(device))
+        embedded = (frames[:n] for frames, n in zip(output.frames, output.lengths.tolist(), strict=True))
+
+    return [
+        EmbeddedUtterance(row, None, result) if isinstance(result, str) else _cut_frames(teacher, row, next(embedded))
+        for row, result in zip(rows, results, strict=True)
+    ]
+
+
+def _cut_frames(teacher: Teacher, row: ManifestRow, frames: Tensor) -> EmbeddedUtterance:
+    if not frames.isfinite().all():
+        return EmbeddedUtterance(row, None, f"{row.path}: {teacher.name} gives infinite or undefined frames")
+
+    # int(duration * rate), the length that readers of the codes rely on
+    return EmbeddedUtterance(row, frames[: int(row.num_samples * teacher.frame_rate_hz / row.sample_rate)])
 
 
 @final

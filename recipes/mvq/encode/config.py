@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fairseq2.recipe.config import CommonSection, GangSection
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
+
+from recipes.common import CorpusSection, default_common_section
+from spear_plugin.teachers import TeacherConfig
+
+
+@dataclass(kw_only=True)
+class QuantizerSection(Validatable):
+    path: str | None = None
+    """Folder of a quantizer that ``recipes.mvq.train`` wrote, or the name of a quantizer's card."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if not self.path:
+            result.add_error("`path` must be set to the folder or the card's name of a quantizer.")
+
+        return result
+
+
+@dataclass(kw_only=True)
+class EncodeCorpusSection(CorpusSection):
+    rows_per_shard: int = 1000
+    """Files of a shard, the unit of work: shards go to the processes in turn, a killed run loses unfinished ones."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = CorpusSection.validate(self)
+
+        if self.rows_per_shard < 1:
+            result.add_error(f"`rows_per_shard` must be at least 1, but is {self.rows_per_shard}.")
+
+        return result
+
+
+def _single_threaded_section() -> CommonSection:
+    """Return a common section with one thread for each process.
+
+    The sums of a matrix product may depend on the number of threads, and codes must not: more cores are used by more
+    processes (``torchrun``).
+    """
+    section = default_common_section()
+    section.torch.num_threads = 1
+
+    return section
+
+
+@dataclass(kw_only=True)
+class MvqEncodeConfig:
+    """Configuration of ``recipes.mvq.encode``."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+
+    quantizer: QuantizerSection = field(default_factory=QuantizerSection)
+
+    corpus: EncodeCorpusSection = field(default_factory=EncodeCorpusSection)
+
+    gang: GangSection = field(default_factory=GangSection)
+
+    common: CommonSection = field(default_factory=_single_threaded_section)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import final
+
+import numpy as np
+import torch
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task, TaskStopException
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
+from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
+from recipes.mvq.encode.failures import FailureLists
+from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
+from spear_plugin.quantizers import (
+    MultiCodebookQuantizer,
+    load_quantizer,
+    load_quantizer_config,
+    quantizer_identity,
+)
+from spear_plugin.teachers import Teacher, load_teacher
+
+
+@final
+class MvqEncodeRecipe(Recipe):
+    """Writes the codes of a corpus to a code store."""
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(MvqEncodeConfig)
+
+        rows = read_manifest(config.corpus.manifest_path)
+        teacher = load_teacher(config.teacher, device=context.device)
+        quantizer = load_matching_quantizer(config.quantizer, teacher).to(context.device)
+        identity = CodeStoreIdentity(
+            teacher=teacher.name,
+            quantizer=quantizer_identity(quantizer),
+            num_codebooks=quantizer.num_codebooks,
+            codebook_size=quantizer.codebook_size,
+            frame_rate_hz=teacher.frame_rate_hz,
+            manifest=manifest_digest(config.corpus.manifest_path),
+        )
+
+        return MvqEncodeTask(context, rows, teacher, quantizer, identity)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return MvqEncodeConfig
+
+
+def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> MultiCodebookQuantizer:
+    """Load the quantizer of a section.
+
+    :raises RecipeError: If it was trained on frames of another teacher, layer or width.
+    """
+    assert section.path is not None  # validated
+    config = load_quantizer_config(section.path)
+
+    if config.teacher not in ("", teacher.name) or config.dim != teacher.dim:
+        raise RecipeError(
+            f"The quantizer {section.path} must be of teacher {teacher.name} (width {teacher.dim}), but is "
+            f"of {config.teacher or 'an unnamed teacher'} (width {config.dim}). Change `teacher` or `quantizer.path`."
+        )
+
+    return load_quantizer(section.path)
+
+
+@final
+class MvqEncodeTask(Task):
+    """Encodes the manifest in blocks of rows, the shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
+
+    def __init__(
+        self,
+        context: RecipeContext,
+        rows: list[ManifestRow],
+        teacher: Teacher,
+        quantizer: MultiCodebookQuantizer,
+        identity: CodeStoreIdentity,
+    ) -> None:
+        config = context.get_config_as(MvqEncodeConfig)
+        self._section = config.corpus
+        self._folder = context.output_dir
+        self._gangs = context.gangs
+        self._progress_reporter = context.progress_reporter
+        self._teacher = teacher
+        self._quantizer = quantizer
+        self._identity = identity
+        self._failures = FailureLists(context.output_dir)
+        size = config.corpus.rows_per_shard
+        self._shards = [rows[start : start + size] for start in range(0, len(rows), size)]
+        self._stop_requested = False
+        self._step_nr = 0
+
+    @override
+    def run(self) -> None:
+        gang = self._gangs.root
+        with self._progress_reporter:
+            # The first process writes the header, which the others then find.
+            if gang.rank == 0:
+                writer = self._open_writer()
+            gang.barrier()
+            if gang.rank != 0:
+                writer = self._open_writer()
+
+            self._encode_shards(writer)
+            gang.barrier()
+            if gang.rank == 0:
+                writer.finish()
+                self._summarize()
+
+        self._gangs.close()
+
+    def _open_writer(self) -> CodeStoreWriter:
+        return CodeStoreWriter(
+            self._folder, self._identity, len(self._shards), rows_per_shard=self._section.rows_per_shard
+        )
+
+    def _encode_shards(self, writer: CodeStoreWriter) -> None:
+        gang = self._gangs.root
+        mine = range(gang.rank, len(self._shards), gang.size)
+        pending = [index for index in mine if not writer.has_shard(index)]
+        if len(pending) < len(mine):
+            log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
+
+        num_rows = sum(len(self._shards[index]) for index in pending)
+        start, seconds_done = time.perf_counter(), 0.0
+        seconds_total = sum(row.duration for index in pending for row in self._shards[index])
+        with self._progress_reporter.create_task("encode (files)", total=num_rows) as progress:
+            for index in pending:
+                self._encode_shard(writer, index, progress.step)
+                self._step_nr += 1
+
+                seconds_done += sum(row.duration for row in self._shards[index])
+                rate = seconds_done / (time.perf_counter() - start)
+                log.info(
+                    "Shard {} of {} written; {:.1f} times real time, {:.0f} s to go.",
+                    index + 1, len(self._shards), rate, (seconds_total - seconds_done) / rate,
+                )  # fmt: skip
+
+    def _encode_shard(self, writer: CodeStoreWriter, index: int, advance: Callable[[int], None]) -> None:
+        rows = self._shards[index]
+        codes: dict[str, NDArray[np.uint8]] = {}
+        failures: dict[str, str] = {}
+        self._failures.write(index, [])
+        num_failures = self._failures.count()
+
+        for batch in embed_corpus(self._teacher, rows, self._section, self._gangs.root.device):
+            codes |= self._encode_batch(batch)
+            failures |= {utterance.row.id: utterance.problem for utterance in batch if utterance.frames is None}
+            check_failures(num_failures + len(failures), self._section, self._folder)
+            advance(len(batch))
+            if self._stop_requested:
+                raise TaskStopException
+
+        self._failures.write(index, [(row.id, failures[row.id]) for row in rows if row.id in failures])
+        ids = [row.id for row in rows if row.id in codes]
+        writer.write_shard(index, ids, [codes[id_] for id_ in ids])
+
+    def _encode_batch(self, batch: list[EmbeddedUtterance]) -> dict[str, NDArray[np.uint8]]:
+        frames = {utterance.row.id: utterance.frames for utterance in batch if utterance.frames is not None}
+        if not frames:
+            return {}
+
+        # N x (T, D) -> (sum of T, D) -> (sum of T, K)
+        codes = self._quantizer.encode(torch.cat(list(frames.values()))).cpu()
+        split = torch.split(codes, [len(x) for x in frames.values()])
+
+        return {id_: x.numpy() for id_, x in zip(frames, split, strict=True)}
+
+    def _summarize(self) -> None:
+        num_failures = self._failures.merge()
+        store = CodeStore(self._folder)
+        num_rows = sum(len(shard) for shard in self._shards)
+        log.info(
+            "{}: codes of {:,} of {:,} files, {} codebooks at {:g} Hz.",
+            self._folder,
+            len(store),
+            num_rows,
+            self._identity.num_codebooks,
+            self._identity.frame_rate_hz,
+        )
+        if num_failures:
+            log.warning("{:,} files are left out; {} says why.", num_failures, self._folder / "failed.tsv")
+
+    @override
+    def request_stop(self) -> None:
+        self._stop_requested = True
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self._step_nr
+
+    @override
+    def close(self) -> None:
+        pass

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict
+from typing import final
+
+import torch
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task, TaskStopException
+from torch import Tensor
+from typing_extensions import override
+
+from recipes.mvq.train.checkpoint import QuantizerCheckpoint, StepWatch
+from recipes.mvq.train.config import MvqTrainConfig
+from recipes.mvq.train.frames import collect_frames, read_frames, write_frames
+from recipes.mvq.train.report import write_report
+from spear_plugin.data.manifest import manifest_digest, read_manifest
+from spear_plugin.quantizers import (
+    MultiCodebookQuantizer,
+    MvqQuantizerConfig,
+    QuantizerProgress,
+    QuantizerTrainer,
+    save_quantizer_asset,
+)
+from spear_plugin.teachers import Teacher, load_teacher
+
+# Held out for the report: this part, but no more than so many frames (SPEAR).
+VALID_PART = 0.05
+MAX_VALID_FRAMES = 10_000
+
+
+@final
+class MvqTrainRecipe(Recipe):
+    """Trains a quantizer on the frames of a teacher.
+
+    The configuration has no ``model`` section: a quantizer is no model of fairseq2's trainer (two phases with an
+    optimizer each, minutes of one device). To fairseq2 this is therefore an inference recipe.
+    """
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        if (size := context.gangs.root.size) > 1:
+            raise RecipeError(f"`recipes.mvq.train` must be run by one process, but is run by {size}.")
+
+        return MvqTrainTask(context)
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return MvqTrainConfig
+
+
+@final
+class MvqTrainTask(Task):
+    """Collects frames, trains the quantizers, writes asset and report; each part is done once in an output folder."""
+
+    def __init__(self, context: RecipeContext) -> None:
+        self._config = context.get_config_as(MvqTrainConfig)
+        self._folder = context.output_dir
+        self._device = context.device
+        self._progress_reporter = context.progress_reporter
+        self._metric_recorder = context.metric_recorder
+        self._stop_requested = False
+        self._step_nr = 0
+
+    @override
+    @torch.inference_mode(mode=False)
+    def run(self) -> None:
+        with self._progress_reporter:
+            teacher = load_teacher(self._config.teacher, device=self._device)
+            provenance = self._describe_frames(teacher)
+            frames = self._prepare_frames(teacher, provenance)
+            num_valid = max(1, min(int(VALID_PART * len(frames)), MAX_VALID_FRAMES))
+            train, valid = frames[:-num_valid], frames[-num_valid:]
+
+            section = self._config.quantizer
+            others = {n: self._train(teacher, n, train, provenance) for n in section.compare_num_codebooks}
+            quantizer = self._train(teacher, section.num_codebooks, train, provenance)
+
+            name = section.name or re.sub(r"\W+", "_", f"mvq_{teacher.name}")
+            config = self._model_config(teacher, section.num_codebooks)
+            save_quantizer_asset(self._folder / "quantizer", quantizer, config, name)
+            report = write_report(self._folder / "report.json", quantizer, valid, others, provenance=provenance)
+            log.info(
+                "Quantizer {} in {}: relative error {:.4f} on {:,} held-out frames.",
+                name,
+                self._folder / "quantizer",
+                report["relative_error"],
+                num_valid,
+            )
+
+    def _describe_frames(self, teacher: Teacher) -> dict[str, object]:
+        corpus = self._config.corpus
+
+        return {
+            "teacher": teacher.name,
+            "manifest": manifest_digest(corpus.manifest_path),
+            "max_frames": corpus.max_frames,
+            "max_frames_per_file": corpus.max_frames_per_file,
+            "seed": self._config.common.seed,
+        }
+
+    def _prepare_frames(self, teacher: Teacher, provenance: dict[str, object]) -> Tensor:
+        """Return frames (B, D) float16, collected now or by an earlier start."""
+        path = self._folder / "frames.safetensors"
+        frames = read_frames(path, provenance)
+        if frames is not None:
+            log.info("{:,} frames were collected before.", len(frames))
+            return frames
+
+        start = time.perf_counter()
+        corpus = self._config.corpus
+        rows = read_manifest(corpus.manifest_path)
+        available = sum(min(int(row.duration * teacher.frame_rate_hz), corpus.max_frames_per_file) for row in rows)
+        total = min(available, corpus.max_frames)
+        with self._progress_reporter.create_task("collect (frames)", total=total) as progress:
+
+            def report(num_frames: int) -> None:
+                progress.step(num_frames)
+                self._check_stop()
+
+            frames = collect_frames(
+                teacher, rows, corpus,
+                seed=self._config.common.seed, device=self._device, folder=self._folder, report=report,
+            )  # fmt: skip
+
+        write_frames(path, frames, provenance)
+        log.info("{:,} frames of {} collected in {:.0f} s.", len(frames), teacher.name, time.perf_counter() - start)
+
+        return frames
+
+    def _train(
+        self, teacher: Teacher, num_codebooks: int, frames: Tensor, provenance: dict[str, object]
+    ) -> MultiCodebookQuantizer:
+        config = self._model_config(teacher, num_codebooks)
+        trainer = QuantizerTrainer(frames, config, self._config.training, device=self._device)
+        checkpoint = QuantizerCheckpoint(
+            self._folder / "checkpoints" / f"codebooks_{num_codebooks}.pt",
+            provenance
+            | {f"quantizer.{key}": value for key, value in asdict(config).items()}
+            | {f"training.{key}": value for key, value in asdict(self._config.training).items()},
+        )
+        checkpoint.load(trainer)
+
+        watch = StepWatch(trainer.step_nr, trainer.num_steps)
+        category = f"train/codebooks_{num_codebooks}"
+        with self._progress_reporter.create_task(
+            f"train {num_codebooks} codebooks (steps)", total=trainer.num_steps, completed=trainer.step_nr
+        ) as progress:
+
+            def after_step(state: QuantizerProgress) -> None:
+                progress.step()
+                self._step_nr += 1
+                if state.step % self._config.publish_metrics_every_n_steps == 0 or trainer.done:
+                    values = _describe_step(state) | watch.lap(state.step)
+                    self._metric_recorder.record_metric_values(category, values, state.step)
+                if state.step % self._config.checkpoint_every_n_steps == 0 or trainer.done or self._stop_requested:
+                    checkpoint.save(trainer)
+                self._check_stop()
+
+            trainer.run(after_step)
+
+        return trainer.quantizer.eval().requires_grad_(False)
+
+    def _model_config(self, teacher: Teacher, num_codebooks: int) -> MvqQuantizerConfig:
+        return MvqQuantizerConfig(
+            dim=teacher.dim,
+            num_codebooks=num_codebooks,
+            normalize=self._config.quantizer.normalize,
+            teacher=teacher.name,
+            frame_rate_hz=teacher.frame_rate_hz,
+        )
+
+    def _check_stop(self) -> None:
+        if self._stop_requested:
+            raise TaskStopException
+
+    @override
+    def request_stop(self) -> None:
+        self._stop_requested = True
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self._step_nr
+
+    @override
+    def close(self) -> None:
+        self._metric_recorder.close()
+
+
+def _describe_step(state: QuantizerProgress) -> dict[str, float]:
+    losses = state.losses
+
+    return {
+        "relative_reconstruction": float(losses.relative_reconstruction),
+        "classification": float(losses.classification),
+        "entropy": float(losses.entropy),
+        "phase": state.phase,
+        "lr": state.lr,
+    }
