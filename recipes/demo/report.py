@@ -58,11 +58,11 @@ class DemoResults:
 
     def claims(self, source: str, tasks: Sequence[str]) -> list[Claim]:
         """Return how `source` compares with log-mel and with its untrained architecture on the tasks."""
-        claims = []
-        for record in self.differences:
-            if record["task"] in tasks and record["source"] == source:
-                claims.append(Claim(**{key: record[key] for key in Claim.__dataclass_fields__}))
-        return claims
+        return [
+            Claim(**{key: record[key] for key in Claim.__dataclass_fields__})
+            for record in self.differences
+            if record["task"] in tasks and record["source"] == source
+        ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -51,8 +51,8 @@ class SpearDatasetSection(DatasetSection):
     max_skipped: int = 100
     """Unreadable recordings that a process may skip before the run ends with an error."""
 
-    validate: bool = True
-    """If ``False``, validation lists of the corpora are not read."""
+    has_validation: bool = True
+    """If ``False``, the ``valid`` list of corpora is not read and nothing is validated."""
 
 
 @dataclass(kw_only=True)

@@ -42,7 +42,7 @@ def update_metrics(
         _update_ratio(bag, f"{name}_masked_accuracy", stream.correct_masked, stream.num_masked)
         _update_ratio(bag, f"{name}_unmasked_accuracy", stream.correct_unmasked, stream.num_unmasked)
         _update_ratio(bag, "masked_accuracy", stream.correct_masked, stream.num_masked)
-    bag.get("padding", Mean).update(batch.padding)
+    bag.get("padding", Mean).update(1.0 - batch.num_elements / batch.waveforms.numel())
     bag.get("num_examples", Sum).update(batch.num_examples)
     bag.get("num_elements", Sum).update(batch.num_elements)
     bag.get("total_num_examples", Sum).update(batch.num_examples)

@@ -24,6 +24,7 @@ def create_spear_model(config: SpearConfig) -> SpearModel:
         output_factor=2 * config.zipformer.output_downsampling_factor,
         loss_on_padding=config.loss_on_padding,
         reference_padding=config.reference_padding,
+        config=config,
     )
 
 

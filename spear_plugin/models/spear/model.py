@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict, Parameter
 from typing_extensions import override
 
+from spear_plugin.models.spear.config import SpearConfig
 from spear_plugin.models.spear.fbank import NUM_MEL_BINS, compute_fbank
 from spear_plugin.models.spear.heads import CodebookHead, StreamOutput
 from spear_plugin.models.spear.masker import FbankMasker, FbankMasks
@@ -65,6 +66,7 @@ class SpearModel(Module):
         output_factor: int,
         loss_on_padding: bool = False,
         reference_padding: bool = False,
+        config: SpearConfig | None = None,
     ) -> None:
         """Put the parts of a model together.
 
@@ -76,6 +78,7 @@ class SpearModel(Module):
             output_factor: Log-mel frames for one encoder frame, 2 or 4.
             loss_on_padding: Whether frames beyond an utterance's end are predicted, where they have codes.
             reference_padding: Whether padding reaches the last frames of an utterance in :meth:`forward`.
+            config: What the parts were made from, for those who use the model; the model itself does not read it.
         """
         super().__init__()
         self.mask_emb = Parameter(torch.empty(NUM_MEL_BINS))
@@ -86,6 +89,7 @@ class SpearModel(Module):
         self.output_factor = output_factor
         self.loss_on_padding = loss_on_padding
         self.reference_padding = reference_padding
+        self.config = config or SpearConfig()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

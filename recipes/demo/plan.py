@@ -1,0 +1,147 @@
+"""Which commands make up the demo; every one of them is what a user would type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from recipes.demo.stages import Stage
+
+SPEECH_TEACHER: Final = ("teacher.name=whisper", "teacher.layer=3")
+AUDIO_TEACHER: Final = ("teacher.name=aisfx",)
+TASKS: Final = ("phones", "words", "speakers", "events")
+MODEL_NAME: Final = "spear_demo"
+
+
+@final
+@dataclass(frozen=True)
+class DemoFolders:
+    """Where the demo keeps its parts."""
+
+    root: Path
+
+    @property
+    def corpora(self) -> Path:
+        return self.root / "corpora"
+
+    def quantizer(self, stream: str) -> Path:
+        """Output of `recipes.mvq.train` for a stream."""
+        return self.root / f"quantizer_{stream}"
+
+    def codes(self, stream: str) -> Path:
+        """Code store of a stream."""
+        return self.root / f"codes_{stream}"
+
+    @property
+    def pretraining(self) -> Path:
+        return self.root / "pretraining"
+
+    @property
+    def probes(self) -> Path:
+        return self.root / "probes"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+
+def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[Stage]:
+    """Return the demo's stages: two chains, one for each teacher, that meet in pre-training."""
+    everything, audio = folders.corpora / "all.tsv", folders.corpora / "audio" / "all.tsv"
+    speech = folders.corpora / "speech" / "train.tsv"
+    return [
+        Stage(
+            name="corpora",
+            title="fetch and list real speech and audio",
+            arguments=("-m", "recipes.corpus.packaged", str(folders.corpora)),
+            num_threads=num_cores,
+        ),
+        *_stream_stages(folders, "speech", SPEECH_TEACHER, speech, everything),
+        *_stream_stages(folders, "audio", AUDIO_TEACHER, audio, audio),
+        Stage(
+            name="pretraining",
+            title="pre-train the student (tiny Zipformer)",
+            arguments=_recipe(
+                "recipes.spear.pretrain",
+                folders.pretraining,
+                "--config-file",
+                "recipes/spear/pretrain/configs/tiny_demo.yaml",
+                "--config",
+                f"dataset.config_overrides.train={_corpora(folders, 'train')}",
+                f"dataset.config_overrides.valid={_corpora(folders, 'valid')}",
+                f"regime.num_steps={num_steps}",
+            ),
+            needs=("codes_speech", "codes_audio"),
+            num_threads=num_cores,
+        ),
+        Stage(
+            name="probes",
+            title="probe phones, words, speakers, events",
+            arguments=_recipe(
+                "recipes.probe", folders.probes, "--config", f"features={_sources(folders)}", _tasks(folders)
+            ),
+            needs=("pretraining",),
+            num_threads=num_cores,
+        ),
+    ]
+
+
+def _stream_stages(
+    folders: DemoFolders, stream: str, teacher: tuple[str, ...], sample: Path, corpus: Path
+) -> list[Stage]:
+    quantizer = folders.quantizer(stream)
+    return [
+        Stage(
+            name=f"quantizer_{stream}",
+            title=f"train the {stream} teacher's quantizer",
+            arguments=_recipe(
+                "recipes.mvq.train",
+                quantizer,
+                "--config-file",
+                f"recipes/mvq/train/configs/demo_{stream}.yaml",
+                "--config",
+                f"corpus.manifest={sample}",
+            ),
+            needs=("corpora",),
+        ),
+        Stage(
+            name=f"codes_{stream}",
+            title=f"encode with the {stream} teacher",
+            arguments=_recipe(
+                "recipes.mvq.encode",
+                folders.codes(stream),
+                "--config",
+                *teacher,
+                f"quantizer.path={quantizer / 'quantizer'}",
+                f"corpus.manifest={corpus}",
+            ),
+            needs=(f"quantizer_{stream}",),
+        ),
+    ]
+
+
+def _recipe(module: str, folder: Path, *options: str) -> tuple[str, ...]:
+    return ("-m", module, str(folder), "--no-rich", *options)
+
+
+def _corpora(folders: DemoFolders, split: str) -> str:
+    """Return the corpora of a split as one line of YAML, a value for ``--config``."""
+    speech, audio = folders.codes("speech"), folders.codes("audio")
+    return (
+        f"[{{name: speech, manifest: {folders.corpora}/speech/{split}.tsv, codes: {{speech: {speech}}}, weight: 0.7}}, "
+        f"{{name: audio, manifest: {folders.corpora}/audio/{split}.tsv, codes: {{speech: {speech}, audio: {audio}}}, "
+        "weight: 0.3}]"
+    )
+
+
+def _sources(folders: DemoFolders) -> str:
+    return (
+        f"[{{name: spear, kind: model, checkpoint: {folders.pretraining}}}, "
+        "{name: whisper_layer_3, kind: teacher, teacher: {name: whisper, layer: 3}}, "
+        "{name: aisfx, kind: teacher, teacher: {name: aisfx}}]"
+    )
+
+
+def _tasks(folders: DemoFolders) -> str:
+    return "tasks=[" + ", ".join(f"{folders.corpora}/probe/{task}.tsv" for task in TASKS) + "]"

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import final
+
+from fairseq2.datasets import DataReader
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task
+from typing_extensions import override
+
+from recipes.spear.pretrain.config import SpearPretrainConfig
+from recipes.spear.pretrain.unit import SpearCriterion, SpearTrainUnit, SpearValidUnit
+from spear_plugin.data.batch import SpearBatch
+from spear_plugin.data.codes import CodeStoreIdentity
+from spear_plugin.data.dataset import SpearDataset
+from spear_plugin.data.files import atomic_file
+from spear_plugin.data.options import ReaderOptions, StreamOptions
+from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel
+
+
+@final
+class SpearPretrainRecipe(Recipe):
+    """Masked prediction of MVQ tokens (SPEAR, section 3)."""
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return SpearPretrainConfig
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(SpearPretrainConfig)
+        model_config = context.get_model_as(SpearModel).config
+        dataset = context.get_dataset_as(SpearDataset)
+        _keep_targets(context, dataset.identities)
+
+        criterion = SpearCriterion(context.get_data_parallel_model(), model_config)
+        train_reader = self._create_reader(context, dataset, "train", model_config)
+        if config.dataset.has_validation:
+            valid_units = [SpearValidUnit(criterion)]
+            valid_readers = [self._create_reader(context, dataset, "valid", model_config)]
+        else:
+            valid_units, valid_readers = [], []
+        return context.create_trainer(SpearTrainUnit(criterion), train_reader, valid_units, valid_readers)
+
+    def _create_reader(
+        self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig
+    ) -> DataReader[SpearBatch]:
+        config = context.get_config_as(SpearPretrainConfig)
+        section, is_training = config.dataset, split == "train"
+        options = ReaderOptions(
+            max_batch_seconds=section.max_batch_seconds,
+            min_seconds=section.min_seconds,
+            max_seconds=section.max_seconds,
+            streams=_required_streams(model_config),
+            num_buckets=section.num_buckets,
+            shuffle=is_training,
+            seed=config.common.seed,
+            num_accumulate=config.trainer.grad_accumulation.num_batches if is_training else 1,
+            num_parallel=section.num_parallel,
+            num_prefetch=section.num_prefetch,
+            max_skipped=section.max_skipped,
+        )
+        return dataset.create_reader(split, context.gangs, options=options)
+
+
+def _required_streams(config: SpearConfig) -> dict[str, StreamOptions]:
+    return {
+        stream.name: StreamOptions(
+            num_codebooks=stream.num_codebooks,
+            frame_rate_hz=stream.frame_rate_hz,
+            domains=tuple(domain for domain in DOMAINS if stream.weights.get(domain, 0.0) > 0.0),
+        )
+        for stream in config.target_streams
+    }
+
+
+def _keep_targets(context: RecipeContext, identities: dict[str, CodeStoreIdentity]) -> None:
+    """Record whose codes the run is trained on, and refuse to go on with those of another teacher or quantizer.
+
+    The heads' classes are the entries of a quantizer's codebooks: other codes would fit in shape and mean nothing.
+    """
+    path = context.output_dir / "targets.json"
+    if path.exists():
+        for stream, recorded in _read_targets(path).items():
+            if (identity := identities.get(stream)) and (difference := identity.difference(recorded, ignore=("manifest",))):
+                raise RecipeError(
+                    f"{path}: this run is trained on codes of stream '{stream}' that differ from the dataset's in "
+                    f"{difference}. Use the old code store, or start a run in another folder."
+                )
+    elif context.gangs.root.rank == 0:
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps({name: asdict(identity) for name, identity in identities.items()}, indent=1))
+    context.gangs.root.barrier()
+
+
+def _read_targets(path: Path) -> dict[str, CodeStoreIdentity]:
+    return {stream: CodeStoreIdentity(**record) for stream, record in json.loads(path.read_text()).items()}
