@@ -79,7 +79,7 @@ class Aligner:
     """Lays a text on a recording; alike for each, whatever was aligned before."""
 
     def __init__(self) -> None:
-        # The default `live` cepstral mean would carry on from one recording to the next.
+        # The default `live` cepstral mean is an estimate; `batch` is the recording's own.
         self._decoder = Decoder(loglevel="FATAL", lm=None, bestpath=False, cmn="batch")
 
     def __call__(self, waveform: NDArray[np.float32], text: str) -> list[Segment]:
@@ -94,6 +94,9 @@ class Aligner:
             raise AlignmentError(f"has words that the dictionary does not know: {' '.join(unknown)}")
 
         samples = (np.clip(waveform, -1.0, 1.0) * 32_767).astype(np.int16).tobytes()
+
+        # Else the noise estimate carries on from one recording to the next.
+        self._decoder.reinit_feat()
 
         try:
             self._decoder.set_align_text(" ".join(words))
