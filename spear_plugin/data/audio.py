@@ -1,7 +1,8 @@
 """Reading of audio files: any container, rate and channel count to mono float32 at one rate.
 
-libsndfile reads wav, flac, ogg (Vorbis and Opus) and mp3, and seeks in them to the sample. PyAV (FFmpeg) reads the
-rest from the beginning: headerless G.722 and the containers that libsndfile does not know (m4a, webm, ...).
+libsndfile reads wav, flac, ogg (Vorbis and Opus), where it seeks to the sample, and mp3. PyAV (FFmpeg) reads the rest:
+headerless G.722 and the containers that libsndfile does not know (m4a, webm, ...). Where seeking is not exact, a
+segment costs the decoding of everything before it.
 
 Letters: S samples, C channels.
 """
@@ -101,7 +102,6 @@ def read_audio(
     limit = None if duration is None else round(duration * decoder.sample_rate)
     blocks = [_mix_down(block) for block in decoder.blocks(first, limit)]
     waveform = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)  # (S,)
-    _check_not_empty(path, waveform.size)
 
     # One sample: the two roundings above may add up beyond the end.
     if limit is not None and waveform.size + 1 < limit:
@@ -112,6 +112,7 @@ def read_audio(
             "Restore the file or make the manifest anew.",
         )
 
+    _check_not_empty(path, waveform.size)
     _check_finite(path, waveform)
 
     return _resample(waveform, decoder.sample_rate, sample_rate, limit or waveform.size)
@@ -168,6 +169,8 @@ class _SoundFileDecoder:
         with soundfile.SoundFile(path) as file:
             self.sample_rate: int = file.samplerate
             self._num_frames: int = file.frames
+            # mp3 frames need their predecessors: after a seek the first ones come out silent.
+            self._can_seek: bool = file.format != "MP3"
             truncation = _SHORT_WAV_DATA.search(file.extra_info)
 
         if truncation is not None:
@@ -179,7 +182,7 @@ class _SoundFileDecoder:
     def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (S, C) from sample ``first`` on, at most ``limit`` samples."""
         end = self._num_frames if limit is None else min(first + limit, self._num_frames)
-        position = min(first, end)
+        position = min(first, end) if self._can_seek else 0
 
         try:
             with soundfile.SoundFile(self._path) as file:
@@ -188,13 +191,11 @@ class _SoundFileDecoder:
 
                 while position < end:
                     block = file.read(min(_BLOCK_SIZE, end - position), dtype="float32", always_2d=True)
-
                     if not len(block):
                         break
 
+                    yield block[max(first - position, 0) :]
                     position += len(block)
-
-                    yield block
         except soundfile.LibsndfileError as ex:
             raise AudioError(self._path, f"is cut off or damaged: {ex.error_string.strip(' .')}") from ex
 
