@@ -3,6 +3,7 @@
 OUT afterwards::
 
     speech/{train,valid}.tsv, audio/{train,valid}.tsv    manifests for pre-training, without the probes' test clips
+    speech/all.tsv, audio/all.tsv, all.tsv               the same rows together, for encoding
     probe/*.tsv                                          labelled examples, see recipes/corpus/probe_tasks.py
     corpora/NAME.tsv, corpora/NAME.bad.tsv               every good and every bad file of a corpus
     packages/root/                                       the recordings as the packages hold them
@@ -175,7 +176,10 @@ def _align(rows: Sequence[ManifestRow], path: Path, num_workers: int) -> Mapping
 
 
 def write_pretraining_manifests(out: Path, corpora: Corpora, *, hold_out_events: bool) -> dict[str, list[ManifestRow]]:
-    """Write ``out/DOMAIN/{train,valid}.tsv`` and return their rows by ``DOMAIN/SPLIT``."""
+    """Write ``out/DOMAIN/{train,valid}.tsv`` and return their rows by ``DOMAIN/SPLIT``.
+
+    ``out/DOMAIN/all.tsv`` and ``out/all.tsv`` list both splits, for teachers that encode them in one go.
+    """
     manifests: dict[str, list[ManifestRow]] = {
         f"{domain}/{split}": [] for domain in DOMAINS for split in ("train", "valid")
     }
@@ -190,7 +194,14 @@ def write_pretraining_manifests(out: Path, corpora: Corpora, *, hold_out_events:
             if split != "test":
                 manifests[f"{row.domain}/{split}"].append(row)
 
-    for name, rows in manifests.items():
+    lists = dict(manifests)
+
+    for domain in DOMAINS:
+        lists[f"{domain}/all"] = manifests[f"{domain}/train"] + manifests[f"{domain}/valid"]
+
+    lists["all"] = [row for domain in DOMAINS for row in lists[f"{domain}/all"]]
+
+    for name, rows in lists.items():
         path = out / f"{name}.tsv"
 
         path.parent.mkdir(exist_ok=True)

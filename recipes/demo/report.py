@@ -10,8 +10,13 @@ from pathlib import Path
 from string import Template
 from typing import Any, final
 
+from rich.console import Console
+from rich.table import Table
+
 from recipes.demo.figures import draw_bars, draw_curves
+from recipes.demo.plan import DemoFolders
 from spear_plugin.data.files import atomic_file
+from spear_plugin.data.manifest import read_manifest
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -56,13 +61,28 @@ class DemoResults:
 
     differences: list[dict[str, Any]]
 
-    def claims(self, source: str, tasks: Sequence[str]) -> list[Claim]:
-        """Return how `source` compares with log-mel and with its untrained architecture on the tasks."""
+    def claims(self, source: str, tasks: Sequence[str], references: Sequence[str]) -> list[Claim]:
+        """Return how `source` compares with each reference on each task."""
         return [
             Claim(**{key: record[key] for key in Claim.__dataclass_fields__})
             for record in self.differences
-            if record["task"] in tasks and record["source"] == source
+            if record["task"] in tasks and record["source"] == source and record["reference"] in references
         ]
+
+
+def read_results(folders: DemoFolders) -> DemoResults:
+    """Return what the finished stages wrote."""
+    probes = json.loads((folders.probes / "probe.json").read_text())
+    return DemoResults(
+        train=read_metrics(folders.pretraining / "metrics" / "train.jsonl"),
+        valid=read_metrics(folders.pretraining / "metrics" / "valid.jsonl"),
+        quantizers={
+            f"{stream} teacher": json.loads((folders.quantizer(stream) / "report.json").read_text())
+            for stream in ("speech", "audio")
+        },
+        probes=probes["results"],
+        differences=probes["differences"],
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -72,6 +92,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         record = json.loads(line)
         by_step[int(record["Step"])] = record
     return [by_step[step] for step in sorted(by_step)]
+
+
+def describe_corpora(folders: DemoFolders) -> list[tuple[str, ...]]:
+    """Return a table of the manifests that pre-training reads."""
+    rows = [("manifest", "recordings", "minutes")]
+    for domain in ("speech", "audio"):
+        for split in ("train", "valid"):
+            manifest = read_manifest(folders.corpora / domain / f"{split}.tsv")
+            minutes = sum(row.duration for row in manifest) / 60
+            rows.append((f"{domain}, {split}", str(len(manifest)), f"{minutes:.1f}"))
+    return rows
+
+
+def print_probes(console: Console, results: DemoResults) -> None:
+    """Print the table of probes."""
+    heading, *rows = _probe_rows(results)
+    table = Table(title="Linear probes: test accuracy in % [95 % interval]")
+    for cell in heading:
+        table.add_column(cell)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def write_report(

@@ -18,9 +18,9 @@ from fairseq2.recipe.config import (
     RegimeSection,
     TrainerSection,
 )
-from spear_plugin.data.dataset import SPEAR_DATASET
 
 from recipes.common import default_common_section
+from spear_plugin.data.dataset import SPEAR_DATASET
 from spear_plugin.models.spear import SPEAR_FAMILY
 
 

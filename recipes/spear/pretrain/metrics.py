@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from fairseq2.metrics import Mean, MetricBag, Sum
-from spear_plugin.data.batch import SpearBatch
 
+from spear_plugin.data.batch import SpearBatch
 from spear_plugin.models.spear import SpearConfig, SpearOutput
 
 

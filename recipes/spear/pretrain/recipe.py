@@ -86,14 +86,18 @@ def _keep_targets(context: RecipeContext, identities: dict[str, CodeStoreIdentit
     path = context.output_dir / "targets.json"
     if path.exists():
         for stream, recorded in _read_targets(path).items():
-            if (identity := identities.get(stream)) and (difference := identity.difference(recorded, ignore=("manifest",))):
+            if (identity := identities.get(stream)) and (
+                difference := identity.difference(recorded, ignore=("manifest",))
+            ):
                 raise RecipeError(
                     f"{path}: this run is trained on codes of stream '{stream}' that differ from the dataset's in "
                     f"{difference}. Use the old code store, or start a run in another folder."
                 )
     elif context.gangs.root.rank == 0:
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps({name: asdict(identity) for name, identity in identities.items()}, indent=1))
+            temporary.write_text(
+                json.dumps({name: asdict(identity) for name, identity in identities.items()}, indent=1)
+            )
     context.gangs.root.barrier()
 
 

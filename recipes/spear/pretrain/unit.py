@@ -7,12 +7,12 @@ from typing import final
 from fairseq2.evaluator import EvalUnit
 from fairseq2.metrics import MetricBag
 from fairseq2.trainer import TrainUnit
-from spear_plugin.data.batch import SpearBatch
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
 from recipes.spear.pretrain.metrics import add_metrics, update_metrics
+from spear_plugin.data.batch import SpearBatch
 from spear_plugin.models.spear import SpearConfig, SpearOutput, num_output_frames
 
 

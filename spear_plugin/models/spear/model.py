@@ -182,6 +182,14 @@ class SpearModel(Module):
         assert output.lengths is not None
         return SpearFeatures(last=output.last, lengths=output.lengths, layers=output.layers)
 
+    def get_head(self, stream: str) -> CodebookHead:
+        """Return the classifiers of a target stream.
+
+        Raises:
+            KeyError: If the model has no such stream.
+        """
+        return cast("CodebookHead", self.heads[stream])
+
     def _named_heads(self) -> Iterator[tuple[str, CodebookHead]]:
         yield from cast("Mapping[str, CodebookHead]", self.heads).items()
 
@@ -194,7 +202,7 @@ class SpearModel(Module):
                 raise ValueError(
                     f"`codes` must be of the model's target streams ({streams}), but has {name!r} instead."
                 )
-            num_codebooks = cast("CodebookHead", self.heads[name]).num_codebooks
+            num_codebooks = self.get_head(name).num_codebooks
             if stream_codes.size(2) != num_codebooks:
                 raise ValueError(
                     f"`codes[{name!r}]` must be of shape (N, C, {num_codebooks}), but has the shape "
