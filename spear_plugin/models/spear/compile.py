@@ -9,4 +9,4 @@ def compile_spear(model: SpearModel, *args: Any, **kwargs: Any) -> None:
     """Compile each Zipformer layer on its own; arguments are those of ``torch.compile``."""
     for layers in model.encoder.layer_lists:
         for layer in layers:
-            layer.compile(*args, **kwargs)  # type: ignore[no-untyped-call]
+            layer.compile(*args, **kwargs)
