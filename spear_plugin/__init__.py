@@ -1,116 +1,16 @@
-"""SPEAR and SpidR for fairseq2: the one place that registers cards, model families and dataset families."""
+"""SPEAR and SpidR for fairseq2."""
 
 from __future__ import annotations
 
-from fairseq2.composition import register_dataset_family, register_model_family, register_package_assets
-from fairseq2.logging import log
-from fairseq2.metrics import format_as_float
-from fairseq2.metrics.recorders import MetricDescriptor
-from fairseq2.recipe import register_cli_error
-from fairseq2.runtime.dependency import DependencyContainer
+from typing import TYPE_CHECKING
 
-from spear_plugin.data.audio import AudioError
-from spear_plugin.data.codes import CodeStoreError
-from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
-from spear_plugin.data.manifest import ManifestError
-from spear_plugin.data.options import SpearDatasetError
-from spear_plugin.models.spear import (
-    SPEAR_FAMILY,
-    SpearConfig,
-    SpearModel,
-    apply_ac_to_spear,
-    apply_fsdp_to_spear,
-    compile_spear,
-    convert_spear_state_dict,
-    create_spear_model,
-    register_spear_configs,
-)
-from spear_plugin.quantizers import (
-    MVQ_QUANTIZER_FAMILY,
-    MultiCodebookQuantizer,
-    MvqQuantizerConfig,
-    QuantizerAssetError,
-    convert_mvq_quantizer_state_dict,
-    create_mvq_quantizer,
-    register_mvq_quantizer_configs,
-)
-from spear_plugin.teachers import TeacherError
+if TYPE_CHECKING:
+    from fairseq2.runtime.dependency import DependencyContainer
 
 
 def setup_fairseq2_extension(container: DependencyContainer) -> None:
-    """Register everything that the plugin adds to fairseq2.
+    """Register the plugin: the ``fairseq2.extension`` entry point, called by ``init_fairseq2()`` and by every recipe."""
+    # Not above: commands and worker processes that only need a manifest or an audio file should not wait for torch.
+    from spear_plugin.composition import register_spear_plugin  # noqa: PLC0415
 
-    The ``fairseq2.extension`` entry point calls this for every ``init_fairseq2()`` and for every recipe run.
-    Registering a name twice is an error in fairseq2, therefore recipes register nothing of their own.
-    """
-    register_package_assets(container, "spear_plugin.cards")
-    _register_spear(container)
-    _register_mvq_quantizer(container)
-    _register_spear_dataset(container)
-    _register_metric_names(container)
-    _register_error_lines(container)
-
-
-def _register_spear(container: DependencyContainer) -> None:
-    register_model_family(
-        container,
-        SPEAR_FAMILY,
-        kls=SpearModel,
-        config_kls=SpearConfig,
-        factory=create_spear_model,
-        state_dict_converter=convert_spear_state_dict,
-        compiler=compile_spear,
-        fsdp_applier=apply_fsdp_to_spear,
-        layerwise_ac_applier=apply_ac_to_spear,
-    )
-    register_spear_configs(container)
-
-
-def _register_mvq_quantizer(container: DependencyContainer) -> None:
-    register_model_family(
-        container,
-        MVQ_QUANTIZER_FAMILY,
-        kls=MultiCodebookQuantizer,
-        config_kls=MvqQuantizerConfig,
-        factory=create_mvq_quantizer,
-        state_dict_converter=convert_mvq_quantizer_state_dict,
-    )
-    register_mvq_quantizer_configs(container)
-
-
-def _register_spear_dataset(container: DependencyContainer) -> None:
-    register_dataset_family(
-        container, SPEAR_DATASET, kls=SpearDataset, config_kls=SpearDatasetConfig, opener=open_spear_dataset
-    )
-
-
-def _register_metric_names(container: DependencyContainer) -> None:
-    descriptors = [MetricDescriptor("masked_accuracy", "Masked Accuracy", 200, format_as_float, higher_better=True)]
-    for stream in ("speech", "audio"):
-        name = stream.capitalize()
-        descriptors += [
-            MetricDescriptor(f"{stream}_loss", f"{name} Loss", 100, format_as_float),
-            MetricDescriptor(
-                f"{stream}_masked_accuracy", f"{name} Masked Accuracy", 201, format_as_float, higher_better=True
-            ),
-            MetricDescriptor(
-                f"{stream}_unmasked_accuracy", f"{name} Unmasked Accuracy", 202, format_as_float, higher_better=True
-            ),
-        ]
-    descriptors += [
-        MetricDescriptor("total_audio_seconds", "Total Audio Seconds", 830, format_as_float),
-        MetricDescriptor("total_num_skipped", "Total Number of Skipped Recordings", 840, format_as_float),
-    ]
-    for descriptor in descriptors:
-        container.collection.register_instance(MetricDescriptor, descriptor)
-
-
-def _register_error_lines(container: DependencyContainer) -> None:
-    """Let recipes end with one line and exit code 2, without a stack trace, when the user's files are at fault."""
-
-    def report(error: Exception) -> int:
-        log.error("{}", error)
-        return 2
-
-    for kls in (AudioError, CodeStoreError, ManifestError, SpearDatasetError, QuantizerAssetError, TeacherError):
-        register_cli_error(container, kls, report)
+    register_spear_plugin(container)

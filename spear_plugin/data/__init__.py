@@ -1,29 +1,4 @@
-from __future__ import annotations
+"""Corpora: manifests, audio, code stores, batches and the training reader.
 
-from spear_plugin.data.audio import AudioError as AudioError
-from spear_plugin.data.audio import AudioInfo as AudioInfo
-from spear_plugin.data.audio import inspect_audio as inspect_audio
-from spear_plugin.data.audio import read_audio as read_audio
-from spear_plugin.data.audio import resampled_length as resampled_length
-from spear_plugin.data.batch import CODE_PADDING as CODE_PADDING
-from spear_plugin.data.batch import SpearBatch as SpearBatch
-from spear_plugin.data.codes import CodeStore as CodeStore
-from spear_plugin.data.codes import CodeStoreWriter as CodeStoreWriter
-from spear_plugin.data.dataset import SPEAR_DATASET as SPEAR_DATASET
-from spear_plugin.data.dataset import CorpusConfig as CorpusConfig
-from spear_plugin.data.dataset import SpearDataset as SpearDataset
-from spear_plugin.data.dataset import SpearDatasetConfig as SpearDatasetConfig
-from spear_plugin.data.dataset import open_spear_dataset as open_spear_dataset
-from spear_plugin.data.manifest import DOMAINS as DOMAINS
-from spear_plugin.data.manifest import Domain as Domain
-from spear_plugin.data.manifest import ManifestError as ManifestError
-from spear_plugin.data.manifest import ManifestRow as ManifestRow
-from spear_plugin.data.manifest import Seconds as Seconds
-from spear_plugin.data.manifest import manifest_digest as manifest_digest
-from spear_plugin.data.manifest import read_manifest as read_manifest
-from spear_plugin.data.manifest import write_manifest as write_manifest
-from spear_plugin.data.options import ReaderOptions as ReaderOptions
-from spear_plugin.data.options import SpearDatasetError as SpearDatasetError
-from spear_plugin.data.options import StreamOptions as StreamOptions
-from spear_plugin.data.shards import CodeStoreError as CodeStoreError
-from spear_plugin.data.shards import CodeStoreIdentity as CodeStoreIdentity
+Import from the modules: those that only read manifests and audio do not load torch.
+"""

@@ -23,12 +23,11 @@ def call_recipe(
     """Run a recipe as `python -m` does, in this process; return its exit code and its lines of errors."""
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["recipe", *arguments, "--no-rich"])
+    code = 0
     try:
         main(recipe, None)
-        code = 0
     except SystemExit as exit_:
-        assert isinstance(exit_.code, int)
-        code = exit_.code
+        code = int(exit_.code or 0)
     _, separator, text = capsys.readouterr().err.partition(" ERROR: ")
     lines = (separator + text).splitlines()
     return code, [re.sub(r"^.* ERROR: \S+ - ", "", line) for line in lines]

@@ -16,8 +16,8 @@ CONFIG = "recipes/spear/pretrain/configs/tiny_demo.yaml"
 
 # A student small enough that a step costs next to nothing.
 SMALL_MODEL = (
-    "model.config_overrides.zipformer={subsampling_channels: [2, 4, 4], downsampling_factors: [1, 2], num_layers: [1, 1], "
-    "encoder_dims: [16, 16], feedforward_dims: [32, 32], kernel_sizes: [7, 7], num_heads: [2, 2]}"
+    "model.config_overrides.zipformer={subsampling_channels: [2, 4, 4], downsampling_factors: [1, 2], "
+    "num_layers: [1, 1], encoder_dims: [16, 16], feedforward_dims: [32, 32], kernel_sizes: [7, 7], num_heads: [2, 2]}"
 )
 SHORT_RUN = [
     SMALL_MODEL,
