@@ -61,7 +61,7 @@ class ProbeSection(Validatable):
     l2_grid: list[float] = field(default_factory=lambda: list(DEFAULT_L2))
     """Penalties to choose from on validation."""
 
-    max_iterations: int = 60
+    max_iterations: int = 40
     """Of L-BFGS, for each fit."""
 
     time_shifts: list[float] = field(default_factory=lambda: [0.0, 0.02, 0.04, 0.06])

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from recipes.probe.sources import FeatureSource, FrameTiming
@@ -18,6 +20,9 @@ from recipes.probe.tasks import Clip, ProbeTask
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import Seconds
 from spear_plugin.evaluation import ProbeError
+
+_MIN_SECONDS: Final = 0.2
+"""Shorter files, single drum hits for example, are followed by silence: no source has a frame for the shortest ones."""
 
 
 def extract_features(
@@ -93,7 +98,7 @@ def _make_batches(clips: list[Clip], max_batch_seconds: Seconds) -> Iterator[lis
 
 def _extract_batch(source: FeatureSource, batch: list[Clip], device: torch.device) -> list[Tensor]:
     """Return (L, T, D) of each file."""
-    waveforms = [torch.from_numpy(read_audio(clip.path, sample_rate=source.sample_rate)) for clip in batch]
+    waveforms = [_read_waveform(clip, source.sample_rate) for clip in batch]
 
     lengths = torch.tensor([waveform.numel() for waveform in waveforms])
 
@@ -109,6 +114,12 @@ def _extract_batch(source: FeatureSource, batch: list[Clip], device: torch.devic
             raise ProbeError(f"{clip.path}: too short for one frame of features. Leave the file out of the task.")
 
     return [stacked[:, index, :count] for index, count in enumerate(num_frames.tolist())]
+
+
+def _read_waveform(clip: Clip, sample_rate: int) -> Tensor:
+    waveform = torch.from_numpy(read_audio(clip.path, sample_rate=sample_rate))
+
+    return pad(waveform, (0, max(0, round(_MIN_SECONDS * sample_rate) - waveform.numel())))
 
 
 def _describe(

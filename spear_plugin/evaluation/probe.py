@@ -132,6 +132,7 @@ def fit_probe(
             max_iter=max_iterations,
             tolerance_grad=tolerance,
             tolerance_change=0.0,
+            history_size=10,
             line_search_fn="strong_wolfe",
         )
 

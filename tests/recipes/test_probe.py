@@ -274,6 +274,23 @@ def test_extract_features_pools_the_frames_inside_of_a_segment(corpus: Path, tmp
     assert_close(features[0, 0], torch.tensor([[4.0, 2**0.5], [4.5, 8.25**0.5], [3.0, 0.0]]))
 
 
+def test_extract_features_pads_files_that_are_too_short_for_a_frame(tmp_path: Path) -> None:
+    rows = []
+
+    for number, part in enumerate(["train", "valid", "test"]):
+        num_samples = write_tone(tmp_path / f"s{number}.wav", [500.0], number, seconds=0.005)
+
+        row = {"id": f"s{number}", "utterance": f"s{number}", "path": f"s{number}.wav", "num_samples": num_samples}
+
+        rows.append(row | {"sample_rate": RATE, "label": "a", "split": part, "start": 0.0, "end": num_samples / RATE})
+
+    write_table(tmp_path / "clicks.tsv", COLUMNS, rows)
+
+    task = read_task(tmp_path / "clicks.tsv", ProbeSection(), seed=0)
+
+    assert extract(LogMelSource(), task, time_shifts=[0.0]).shape == (1, 1, 3, 512)
+
+
 def test_read_task_excludes_silence_and_draws_items_by_the_seed(corpus: Path) -> None:
     section = ProbeSection(max_train_items=50, max_test_items=20)
 
