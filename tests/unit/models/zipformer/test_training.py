@@ -13,15 +13,18 @@ from tests.unit.models.zipformer.makers import SMALL, make_config
 def test_training_learns_and_keeps_every_gradient_finite_on_silence_and_noise() -> None:
     torch.manual_seed(0)
 
-    front_end, encoder, head = create_conv_subsampling(SMALL), create_zipformer(SMALL), Linear(16, 4)
+    # With fewer channels than this the front end loses the mels.
+    config = make_config(subsampling_channels=[4, 8, 8])
+
+    front_end, encoder, head = create_conv_subsampling(config), create_zipformer(config), Linear(16, 4)
 
     model = ModuleList([front_end, encoder, head])
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
     losses = []
 
-    for step in range(40):
+    for step in range(25):
         # (4, F, M), each utterance loud in the quarter of the mels that is to be recognized
         labels = torch.randint(4, (4, 1))
         fbank = torch.randn(4, 60, 20)
@@ -49,7 +52,7 @@ def test_training_learns_and_keeps_every_gradient_finite_on_silence_and_noise() 
 
         losses.append(loss.item())
 
-    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
 def test_dropout_acts_in_training_only() -> None:
