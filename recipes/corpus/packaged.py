@@ -81,7 +81,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     parser.add_argument("out", metavar="OUT", type=Path, help="folder; what is already there is not fetched again")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--corpora", metavar="NAME,...", type=lambda text: text.split(","), default=list(DEFAULT))
+    choice.add_argument(
+        "--corpora",
+        metavar="NAME,...",
+        type=lambda text: text.split(","),
+        default=list(DEFAULT),
+        help="corpora or groups, see below",
+    )
     choice.add_argument("--small", dest="corpora", action="store_const", const=list(SMALL), help=",".join(SMALL))
     choice.add_argument("--all", dest="corpora", action="store_const", const=list(EVERYTHING), help="every corpus")
     parser.add_argument(
@@ -100,11 +106,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _describe_corpora() -> str:
     lines = ["corpora (and the size of their packages, which some share):"]
 
-    lines += [f"  {corpus.name:18} {corpus.num_megabytes:4} MB" for corpus in CORPORA.values()]
+    lines += [f"  {c.name:18} {c.num_megabytes:4} MB {c.num_hours:5.2f} hours" for c in CORPORA.values()]
 
     lines += ["groups:", *(f"  {name:9} {', '.join(members)}" for name, members in GROUPS.items())]
 
-    return "\n".join([*lines, f"the default is {','.join(DEFAULT)}: 356 MB"])
+    return "\n".join([*lines, f"the default is {','.join(DEFAULT)}: 356 MB, 4.5 hours"])
 
 
 def _list_corpus(corpus: PackagedCorpus, store: PackageStore, out: Path, num_workers: int) -> list[ManifestRow]:

@@ -14,8 +14,8 @@ from recipes.corpus.console import CorpusError
 from recipes.corpus.scan import Clip, find_audio_files
 from spear_plugin.data.manifest import Domain
 
-ASTERISK_LANGUAGES: Final = ("en", "es", "fr", "it", "ru")
-FILLETS_LANGUAGES: Final = ("cs", "nl")
+ASTERISK_HOURS: Final = {"en": 0.40, "es": 0.49, "fr": 0.41, "it": 0.38, "ru": 0.39}
+FILLETS_HOURS: Final = {"cs": 1.62, "nl": 1.52}
 
 
 @final
@@ -30,6 +30,9 @@ class PackagedCorpus:
 
     num_megabytes: int
     """To download, for all packages."""
+
+    num_hours: float
+    """Of good recordings, in the pinned versions; for the help text."""
 
     piece_seconds: float = 0.0
     """Recordings of minutes are cut into pieces of this length; 0 leaves them whole."""
@@ -196,8 +199,9 @@ _ASTERISK_CORPORA: Final = {
         (f"asterisk-core-sounds-{language}", f"asterisk-core-sounds-{language}-g722"),
         partial(_asterisk, language),
         num_megabytes=11,
+        num_hours=num_hours,
     )
-    for language in ASTERISK_LANGUAGES
+    for language, num_hours in ASTERISK_HOURS.items()
 }
 
 _FILLETS_CORPORA: Final = {
@@ -206,25 +210,28 @@ _FILLETS_CORPORA: Final = {
         ("fillets-ng-data", f"fillets-ng-data-{language}"),
         partial(_fillets, language),
         num_megabytes=110,
+        num_hours=num_hours,
     )
-    for language in FILLETS_LANGUAGES
+    for language, num_hours in FILLETS_HOURS.items()
 }
 
 CORPORA: Final = {
     **_ASTERISK_CORPORA,
     **_FILLETS_CORPORA,
     "tuxpaint_speech": PackagedCorpus(
-        "tuxpaint_speech", ("tuxpaint-stamps-default",), partial(_tuxpaint, "speech"), num_megabytes=161
+        "tuxpaint_speech", ("tuxpaint-stamps-default",), partial(_tuxpaint, "speech"), num_megabytes=161, num_hours=3.0
     ),
-    "sonic_pi": PackagedCorpus("sonic_pi", ("sonic-pi-samples",), _sonic_pi, num_megabytes=22),
-    "fillets_effects": PackagedCorpus("fillets_effects", ("fillets-ng-data",), _fillets_effects, num_megabytes=71),
+    "sonic_pi": PackagedCorpus("sonic_pi", ("sonic-pi-samples",), _sonic_pi, num_megabytes=22, num_hours=0.09),
+    "fillets_effects": PackagedCorpus(
+        "fillets_effects", ("fillets-ng-data",), _fillets_effects, num_megabytes=71, num_hours=0.11
+    ),
     "fillets_music": PackagedCorpus(
-        "fillets_music", ("fillets-ng-data",), _fillets_music, num_megabytes=71, piece_seconds=10.0
+        "fillets_music", ("fillets-ng-data",), _fillets_music, num_megabytes=71, num_hours=0.41, piece_seconds=10.0
     ),
     "tuxpaint_effects": PackagedCorpus(
-        "tuxpaint_effects", ("tuxpaint-stamps-default",), partial(_tuxpaint, "audio"), num_megabytes=161
+        "tuxpaint_effects", ("tuxpaint-stamps-default",), partial(_tuxpaint, "audio"), num_megabytes=161, num_hours=0.07
     ),
-    "lmms": PackagedCorpus("lmms", ("lmms-common",), _lmms, num_megabytes=8),
+    "lmms": PackagedCorpus("lmms", ("lmms-common",), _lmms, num_megabytes=8, num_hours=0.1),
 }
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
