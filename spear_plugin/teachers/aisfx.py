@@ -2,9 +2,10 @@
 
 Letters: N batch, S samples, T frames, M mels, D width.
 
-The network shrinks time by 8. At the hop of 20 ms used here that gives 6.25 frames a second, so it runs on four copies
-of the spectrogram, each two frames (40 ms) later than the one before, and the results are interleaved (shift and
-stitch). The analysis windows are placed such that frame ``k`` is centred at ``(k + 0.5) / 25`` seconds.
+The network shrinks time by 8. At the hop of 20 ms used here that gives 6.25 frames a second, so each of the last two
+poolings is done at both of its phases: the results are those of the network on four copies of the spectrogram, each two
+frames (40 ms) later than the one before, interleaved (shift and stitch, at half of its cost). The analysis windows are
+placed such that frame ``k`` is centred at ``(k + 0.5) / 25`` seconds.
 
 Convolutions over time would let the padding in, hence utterances are embedded one by one.
 """
@@ -72,7 +73,7 @@ def load_aisfx_teacher(path: Path, layer: int | None = None) -> AiSfxTeacher:
         reason = str(ex).partition("\n")[0]
         raise TeacherError(f"{path}: must be a complete aiSFX checkpoint, but is not: {reason}. Get it again.") from ex
 
-    return teacher
+    return teacher.to(memory_format=torch.channels_last)  # a fifth faster on a CPU
 
 
 @final
@@ -81,10 +82,10 @@ class AiSfxTeacher(Teacher):
 
     def __init__(self, weights: str) -> None:
         super().__init__(weights, 0, dim=512, frame_rate_hz=SAMPLE_RATE / SAMPLES_PER_FRAME, sample_rate=SAMPLE_RATE)
-        self.conv_block1 = _ConvBlock(1, 64, pool=2)
-        self.conv_block2 = _ConvBlock(64, 128, pool=2)
-        self.conv_block3 = _ConvBlock(128, 256, pool=2)
-        self.conv_block4 = _ConvBlock(256, 512, pool=1)
+        self.conv_block1 = _ConvBlock(1, 64)
+        self.conv_block2 = _ConvBlock(64, 128)
+        self.conv_block3 = _ConvBlock(128, 256)
+        self.conv_block4 = _ConvBlock(256, 512)
         self.mel_filters: Tensor
         self.register_buffer("mel_filters", _create_mel_filters(), persistent=False)
 
@@ -98,17 +99,18 @@ class AiSfxTeacher(Teacher):
 
     def _embed_utterance(self, waveform: Tensor) -> Tensor:
         num_cells = -(-max(self.num_frames(waveform.size(1)), 1) // NUM_SHIFTS)
-        spectrogram = self._extract_spectrogram(waveform.squeeze(0), num_cells)
 
-        # (M, 8 cells + 6) -> (M, shifts, 8 cells) -> (shifts, 1, 8 cells, M)
-        copies = spectrogram.unfold(1, TIME_REDUCTION * num_cells, TIME_REDUCTION // NUM_SHIFTS)
-        x = copies.permute(1, 2, 0).unsqueeze(1)
+        # (M, 8 cells + 6) -> (1, 1, 8 cells + 6, M)
+        x = self._extract_spectrogram(waveform.squeeze(0), num_cells).T[None, None]
 
-        # (shifts, 1, 8 cells, M) -> (shifts, D, cells, M / 8) -> (shifts, D, cells)
-        x = self.conv_block4(self.conv_block3(self.conv_block2(self.conv_block1(x)))).mean(dim=-1)
+        # -> (1, 64, 4 cells + 3, M / 2) -> (2, 128, 2 cells + 1, M / 4) -> (4, 256, cells, M / 8) -> (4, D, cells)
+        x = max_pool2d(self.conv_block1(x), 2)
+        x = _pool_at_both_phases(self.conv_block2(x))
+        x = _pool_at_both_phases(self.conv_block3(x))
+        x = self.conv_block4(x).mean(dim=-1)
 
-        # (shifts, D, cells) -> (cells, shifts, D) -> (1, T, D)
-        return x.permute(2, 0, 1).flatten(0, 1).unsqueeze(0)  # type: ignore[no-any-return]
+        # (4, D, cells) -> (cells, 4, D) -> (1, T, D)
+        return x.permute(2, 0, 1).flatten(0, 1).unsqueeze(0)
 
     def _extract_spectrogram(self, waveform: Tensor, num_cells: int) -> Tensor:
         """Return (M, 8 cells + 6); frame ``i`` is centred ``i - 2.5`` hops after the start of the waveform."""
@@ -129,19 +131,25 @@ class AiSfxTeacher(Teacher):
 
 @final
 class _ConvBlock(Module):
-    def __init__(self, input_dim: int, output_dim: int, pool: int) -> None:
+    def __init__(self, input_dim: int, output_dim: int) -> None:
         super().__init__()
         self.conv1 = Conv2d(input_dim, output_dim, kernel_size=3, padding=1, bias=False)
         self.conv2 = Conv2d(output_dim, output_dim, kernel_size=3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(output_dim)
         self.bn2 = BatchNorm2d(output_dim)
-        self.pool = pool
 
     @override
     def forward(self, x: Tensor) -> Tensor:
         x = relu(self.bn1(self.conv1(x)))
-        x = relu(self.bn2(self.conv2(x)))
-        return max_pool2d(x, self.pool)
+
+        return relu(self.bn2(self.conv2(x)))
+
+
+def _pool_at_both_phases(x: Tensor) -> Tensor:
+    """Halve time (odd) and frequency, from the first and from the second frame on: (N, ...) to a batch of 2N."""
+    num_frames = x.size(2) - 1
+
+    return torch.cat([max_pool2d(x[:, :, phase : phase + num_frames], 2) for phase in (0, 1)])
 
 
 def _create_mel_filters() -> Tensor:
