@@ -84,7 +84,7 @@ class ReaderOptions:
         if grid > self.to_samples(self.max_seconds):
             rates = {name: stream.frame_rate_hz for name, stream in self.streams.items()}
             raise SpearDatasetError(
-                f"The frame rates {rates} meet only every {grid / self.sample_rate:.1f} s, so rows cannot be cut to "
+                f"The frame rates {rates} meet only every {grid / self.sample_rate:g} s, so rows cannot be cut to "
                 f"`max_seconds` ({self.max_seconds}). Raise it."
             )
 

@@ -90,6 +90,7 @@ class BatchLoader:
         self._clocks = options.clocks
 
     def __call__(self, items: list[Item]) -> SpearBatch | None:
+        """Return None if nothing of the bucket can be used; its examples are named in the log only."""
         examples = [example for item in items if (example := self._read(item)) is not None]
 
         if not examples:

@@ -10,16 +10,10 @@ import soundfile
 from fairseq2.gang import FakeGang, Gangs
 from torch import device
 
-from spear_plugin.data import (
-    CodeStoreIdentity,
-    CodeStoreWriter,
-    CorpusConfig,
-    Domain,
-    ManifestRow,
-    StreamOptions,
-    manifest_digest,
-    write_manifest,
-)
+from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.dataset import CorpusConfig
+from spear_plugin.data.manifest import Domain, ManifestRow, manifest_digest, write_manifest
+from spear_plugin.data.options import StreamOptions
 
 SPEECH_STREAM = StreamOptions(num_codebooks=4, frame_rate_hz=50.0)
 AUDIO_STREAM = StreamOptions(num_codebooks=2, frame_rate_hz=25.0, domains=("audio",))
@@ -74,7 +68,7 @@ def make_store(
         manifest=manifest_digest(manifest),
     )
     writer = CodeStoreWriter(folder, identity, 1)
-    lengths = [max(int(row.duration * stream.frame_rate_hz) - 1, 0) for row in rows]
+    lengths = [int(row.num_samples * stream.frame_rate_hz // row.sample_rate) - 1 for row in rows]
     writer.write_shard(0, [row.id for row in rows], [expected_codes(0, n, stream.num_codebooks) for n in lengths])
     writer.finish()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,14 +19,16 @@ LOSSY = {"ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
 
 def make_tone(seconds: float = 1.0, sample_rate: int = RATE, frequency_hz: float = 440.0) -> NDArray[np.float32]:
     time = np.arange(round(seconds * sample_rate)) / sample_rate
+    tone = 0.5 * np.sin(2 * np.pi * frequency_hz * time) * np.linspace(0.2, 1.0, time.size)
 
-    return (0.5 * np.sin(2 * np.pi * frequency_hz * time) * np.linspace(0.2, 1.0, time.size)).astype(np.float32)
+    return np.asarray(tone, dtype=np.float32)
 
 
 def make_chirp() -> NDArray[np.float32]:
-    phase = 2 * np.pi * (200 * np.arange(RATE) / RATE + 400 * np.square(np.arange(RATE) / RATE))
+    time = np.arange(RATE) / RATE
+    chirp = 0.5 * np.sin(2 * np.pi * (200 * time + 400 * np.square(time)))
 
-    return (0.5 * np.sin(phase)).astype(np.float32)
+    return np.asarray(chirp, dtype=np.float32)
 
 
 def write(path: Path, samples: NDArray[np.float32], sample_rate: int = RATE, subtype: str = "PCM_16") -> Path:
@@ -35,6 +38,8 @@ def write(path: Path, samples: NDArray[np.float32], sample_rate: int = RATE, sub
 
 
 def write_with_ffmpeg(path: Path, samples: NDArray[np.float32], codec: str, container: str | None = None) -> Path:
+    stream: Any  # typed as if it could be video
+
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=RATE, layout="mono")
         resampler = av.AudioResampler(format=stream.format, layout="mono", rate=RATE)
@@ -72,7 +77,7 @@ def test_formats_that_libsndfile_does_not_know_are_read(
 
     waveform = read_audio(path)
     middle = chirp[4000:-4000]
-    delay = int(np.correlate(waveform, middle).argmax())
+    delay = int(np.argmax(np.correlate(waveform, middle)))
 
     assert 4000 <= delay < 4000 + 2048  # codecs begin with priming samples
     assert np.corrcoef(waveform[delay:][: middle.size], middle)[0, 1] > 0.99
