@@ -1,7 +1,7 @@
 """Span masks for masked prediction, drawn for a whole batch at once on the device of the lengths.
 
-The sampling law is that of fairseq's ``compute_mask_indices`` with static spans, as SPEAR uses it (paper section 3.3;
-the number of spans is rounded at random and starts are drawn without replacement). Differences: a sequence that is no
+The sampling law is that of fairseq's ``compute_mask_indices`` with static spans, as SPEAR (arXiv 2510.25955) uses it:
+the number of spans is rounded at random and starts are drawn without replacement. Differences: a sequence that is no
 longer than one span stays unmasked, where the original raises, and so does the last frame of a sequence that a draw
 would cover entirely.
 

@@ -11,11 +11,16 @@ from fairseq2.assets import AssetCard
 from fairseq2.nn.utils.module import reset_non_persistent_buffers, reset_parameters, to_empty
 from safetensors.torch import save_file
 
-from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig, create_spear_model, get_spear_model_hub
+from spear_plugin.data.manifest import DOMAINS as DATA_DOMAINS
+from spear_plugin.models.spear import DOMAINS, SPEAR_FAMILY, SpearConfig, create_spear_model, get_spear_model_hub
 from tests.common import GOLDEN_FOLDER
 from tests.unit.models.spear.makers import create_batch, create_small_model, small_config
 
 RELEASED_NUM_PARAMETERS = {"base": 93_289_489, "large": 326_951_472, "xlarge": 596_973_362}
+
+
+def test_domains_have_the_numbers_that_batches_use() -> None:
+    assert DOMAINS == DATA_DOMAINS
 
 
 def test_family_has_its_public_names() -> None:

@@ -23,7 +23,10 @@ class StreamOutput:
     """Statistics of one target stream over a batch, detached and on the device; targets are frames times codebooks."""
 
     loss: Tensor
-    """() sum over utterances and frames of the mean cross-entropy over codebooks in nats, before domain weights."""
+    """() sum over utterances and frames of the mean cross-entropy over codebooks, before domain weights."""
+
+    cross_entropy: Tensor
+    """() sum over targets of the cross-entropy in nats, without any weight; what is not a number is left out."""
 
     num_masked: Tensor
     """() number of targets on masked frames."""
@@ -39,7 +42,7 @@ class StreamOutput:
 
 
 class CodebookHead(Module):
-    """K linear classifiers over V entries on the same frames (SPEAR, section 3.2), computed as one product."""
+    """K linear classifiers over V entries on the same frames (arXiv 2510.25955), computed as one product."""
 
     weight: Parameter
     bias: Parameter
@@ -98,14 +101,16 @@ class CodebookHead(Module):
         targets = targets.masked_fill(is_ignored[:, :, None], IGNORED_CODE)
         logits = self.predict(frames)
         # (N, T, K, V) -> (N * T * K) -> (N, T, K)
-        losses = cross_entropy(logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORED_CODE, reduction="none")
-        losses = losses.view_as(targets)
+        cross_entropies = cross_entropy(
+            logits.flatten(0, 2), targets.flatten(), ignore_index=IGNORED_CODE, reduction="none"
+        ).view_as(targets)
         frame_weights = torch.where(is_masked, 2 * self.alpha, 2 * (1 - self.alpha))
         # (N, T, K) -> (N)
-        losses = (losses.mean(dim=2) * frame_weights).sum(dim=1)
+        losses = (cross_entropies.mean(dim=2) * frame_weights).sum(dim=1)
         # As the authors do. The gradients of such an utterance are not finite either, which loss scaling notices.
         losses = losses.masked_fill(losses.isnan(), 0.0)
-        return losses * self._weights_of(domains), _summarize(losses.detach(), logits.detach(), targets, is_masked)
+        statistics = _summarize(losses.detach(), cross_entropies.detach(), logits.detach(), targets, is_masked)
+        return losses * self._weights_of(domains), statistics
 
     def predict(self, frames: Tensor) -> Tensor:
         """Return float32 logits (N, T, K, V) for ``frames`` (N, T, D)."""
@@ -122,7 +127,9 @@ class CodebookHead(Module):
         __call__ = forward
 
 
-def _summarize(losses: Tensor, logits: Tensor, targets: Tensor, is_masked: Tensor) -> StreamOutput:
+def _summarize(
+    losses: Tensor, cross_entropies: Tensor, logits: Tensor, targets: Tensor, is_masked: Tensor
+) -> StreamOutput:
     is_target = targets != IGNORED_CODE
     is_correct = is_target & (logits.argmax(dim=3) == targets)
     # (N, T, K) -> (N, T) -> ()
@@ -130,6 +137,7 @@ def _summarize(losses: Tensor, logits: Tensor, targets: Tensor, is_masked: Tenso
     num_masked, correct_masked = (num_targets * is_masked).sum(), (num_correct * is_masked).sum()
     return StreamOutput(
         loss=losses.sum(),
+        cross_entropy=cross_entropies.nansum(),
         num_masked=num_masked,
         num_unmasked=num_targets.sum() - num_masked,
         correct_masked=correct_masked,

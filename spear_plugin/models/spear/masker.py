@@ -1,4 +1,4 @@
-"""Masks on the log-mel input (SPEAR, section 3.2).
+"""Masks on the log-mel input (arXiv 2510.25955).
 
 Letters: N batch, F frames at 100 Hz, M mel bins, T encoder frames.
 """

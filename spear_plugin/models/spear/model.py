@@ -66,7 +66,7 @@ class SpearModel(Module):
         output_factor: int,
         loss_on_padding: bool = False,
         reference_padding: bool = False,
-        config: SpearConfig | None = None,
+        config: SpearConfig,
     ) -> None:
         """Put the parts of a model together.
 
@@ -89,7 +89,7 @@ class SpearModel(Module):
         self.output_factor = output_factor
         self.loss_on_padding = loss_on_padding
         self.reference_padding = reference_padding
-        self.config = config or SpearConfig()
+        self.config = config
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -31,8 +31,9 @@ def create_input() -> dict[str, Tensor]:
     }
 
 
-def compute_reference(head: CodebookHead, *, alpha: float) -> tuple[list[float], dict[str, int]]:
+def compute_reference(head: CodebookHead, *, alpha: float) -> tuple[list[float], float, dict[str, int]]:
     batch = create_input()
+    cross_entropy = 0.0
     losses, counts = [0.0, 0.0], dict.fromkeys(("num_masked", "num_unmasked", "correct_masked", "correct_unmasked"), 0)
     for n in range(2):
         for t in range(6):
@@ -43,20 +44,23 @@ def compute_reference(head: CodebookHead, *, alpha: float) -> tuple[list[float],
                 scores = head.weight[k] @ batch["frames"][n, t] + head.bias[k]
                 is_masked = bool(batch["is_masked"][n, t])
                 weight = 2 * alpha if is_masked else 2 * (1 - alpha)
-                losses[n] -= weight * log_softmax(scores, dim=0)[code].item() / 3
+                loss = -log_softmax(scores, dim=0)[code].item()
+                cross_entropy += loss
+                losses[n] += weight * loss / 3
                 kind = "masked" if is_masked else "unmasked"
                 counts[f"num_{kind}"] += 1
                 counts[f"correct_{kind}"] += int(scores.argmax()) == code
-    return losses, counts
+    return losses, cross_entropy, counts
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.8])
 def test_losses_and_statistics_equal_a_loop_over_targets(alpha: float) -> None:
     head = create_head(alpha=alpha)
     losses, statistics = head(**create_input())
-    expected, counts = compute_reference(head, alpha=alpha)
+    expected, cross_entropy, counts = compute_reference(head, alpha=alpha)
     assert_close(losses, torch.tensor([expected[0], 0.1 * expected[1]]))
     assert_close(statistics.loss, torch.tensor(sum(expected)))
+    assert_close(statistics.cross_entropy, torch.tensor(cross_entropy))
     assert {name: int(getattr(statistics, name)) for name in counts} == counts
     assert min(counts.values()) > 0
 
