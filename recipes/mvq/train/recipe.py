@@ -145,19 +145,19 @@ class MvqTrainTask(Task):
         )
         checkpoint.load(trainer)
 
-        watch = StepWatch(trainer.step_nr, trainer.num_steps)
+        watch = StepWatch(trainer.num_steps_done, trainer.num_steps)
         category = f"train/codebooks_{num_codebooks}"
         with self._progress_reporter.create_task(
-            f"train {num_codebooks} codebooks (steps)", total=trainer.num_steps, completed=trainer.step_nr
+            f"train {num_codebooks} codebooks (steps)", total=trainer.num_steps, completed=trainer.num_steps_done
         ) as progress:
 
             def after_step(state: QuantizerProgress) -> None:
                 progress.step()
                 self._step_nr += 1
-                if state.step % self._config.publish_metrics_every_n_steps == 0 or trainer.done:
-                    values = _describe_step(state) | watch.lap(state.step)
-                    self._metric_recorder.record_metric_values(category, values, state.step)
-                if state.step % self._config.checkpoint_every_n_steps == 0 or trainer.done or self._stop_requested:
+                step, is_last = state.num_steps_done, state.num_steps_done == state.num_steps
+                if step % self._config.publish_metrics_every_n_steps == 0 or is_last:
+                    self._metric_recorder.record_metric_values(category, _describe_step(state) | watch.lap(step), step)
+                if step % self._config.checkpoint_every_n_steps == 0 or is_last or self._stop_requested:
                     checkpoint.save(trainer)
                 self._check_stop()
 
