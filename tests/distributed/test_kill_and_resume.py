@@ -1,0 +1,89 @@
+"""Kill -9 at moments that nobody chose, start the same command again: the weights must not know."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.recipes.common import write_test_codes
+from tests.recipes.test_spear_pretrain import CONFIG, SMALL_MODEL
+
+NUM_STEPS = 24
+
+
+def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[bytes]:
+    arguments = [
+        "recipes.spear.pretrain",
+        str(folder),
+        "--no-rich",
+        "--config-file",
+        CONFIG,
+        "--config",
+        *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
+        SMALL_MODEL,
+        "dataset.max_batch_seconds=8",
+        f"regime.num_steps={NUM_STEPS}",
+        "regime.validate_every_n_steps=8",
+        "regime.checkpoint_every_n_steps=2",
+        "regime.publish_metrics_every_n_steps=1",
+        "common.metric_recorders.tensorboard.enabled=false",
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if num_processes > 1 else []), "-m", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def last_step(folder: Path) -> int:
+    steps = [path.name.removeprefix("step_") for path in (folder / "checkpoints").glob("step_*")]
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def kill_after_step(process: subprocess.Popen[bytes], folder: Path, step: int, delay: float) -> None:
+    while last_step(folder) < step and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(delay)
+    assert process.poll() is None, "the run ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def read_state(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all weights of the last checkpoint."""
+    paths = sorted((folder / "checkpoints" / f"step_{NUM_STEPS}" / "model").rglob("*.pt"))
+    assert paths
+    weights = torch.load(paths[0], weights_only=True)
+    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_run_killed_twice_ends_with_the_same_bits(tmp_path: Path, num_processes: int) -> None:
+    corpora = write_test_codes(tmp_path / "codes")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, corpora, num_processes).wait() == 0
+
+    moments = random.Random()
+    for step in sorted(moments.sample(range(2, NUM_STEPS - 6), 2)):
+        kill_after_step(start(killed, corpora, num_processes), killed, step, delay=moments.uniform(0.0, 0.1))
+    interrupted_at = last_step(killed)
+    assert interrupted_at < NUM_STEPS
+    assert start(killed, corpora, num_processes).wait() == 0
+
+    expected, actual = read_state(whole), read_state(killed)
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if actual[name] != expected[name]] == []
+    shutil.rmtree(tmp_path)
