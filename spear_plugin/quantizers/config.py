@@ -13,7 +13,7 @@ MVQ_QUANTIZER_FAMILY: Final = "mvq_quantizer"
 
 @dataclass(kw_only=True)
 class MvqQuantizerConfig(Validatable):
-    """Holds the configuration of a multi-codebook quantizer; the default is SPEAR's for speech (WavLM-Large, layer 21)."""
+    """Holds the sizes of a multi-codebook quantizer; the defaults are SPEAR's for speech (WavLM-Large, layer 21)."""
 
     dim: int = 1024
     """Width of the teacher's frames."""
@@ -22,35 +22,31 @@ class MvqQuantizerConfig(Validatable):
     """Number of entries of a codebook, a power of two up to 256: a code is a byte."""
 
     num_codebooks: int = 16
-    """Number of codebooks, a power of two; a frame's codes take as many bytes."""
+    """Number of codebooks, a power of two up to 64; the bytes of a frame."""
 
     normalize: bool = True
     """Whether frames are brought to zero mean and unit variance per channel, by stored statistics."""
 
     teacher: str = ""
-    """Identity of the teacher whose frames the quantizer was trained on, empty if not known."""
+    """Identity of the teacher whose frames the quantizer was trained on; empty if not known."""
 
     frame_rate_hz: float = 0.0
-    """Frame rate of that teacher, 0 if not known."""
+    """Frame rate of that teacher; 0 if not known."""
 
     @override
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-
         if self.dim < 1:
             result.add_error(f"`dim` must be positive, but is {self.dim} instead.")
-
-        for field, largest in (("codebook_size", 256), ("num_codebooks", 128)):
+        for field, largest in (("codebook_size", 256), ("num_codebooks", 64)):
             value = getattr(self, field)
-
             if not 1 <= value <= largest or value & (value - 1):
                 result.add_error(f"`{field}` must be a power of two up to {largest}, but is {value} instead.")
-
         return result
 
 
 def register_mvq_quantizer_configs(container: DependencyContainer) -> None:
-    """Register the quantizers of the SPEAR paper (table of training settings) by the domain of their teacher."""
+    """Register the sizes of the SPEAR paper, named by the domain of the teacher."""
     arch = ConfigRegistrar(container, MvqQuantizerConfig)
 
     @arch("speech")

@@ -9,44 +9,34 @@ from spear_plugin.quantizers.model import MultiCodebookQuantizer
 
 
 def create_mvq_quantizer(config: MvqQuantizerConfig) -> MultiCodebookQuantizer:
-    """Create a quantizer with initial weights."""
+    """Create a quantizer with random weights."""
     return MultiCodebookQuantizer(config.dim, config.codebook_size, config.num_codebooks, normalize=config.normalize)
 
 
 @torch.no_grad()
 def create_product_quantizer(quantizer: MultiCodebookQuantizer) -> MultiCodebookQuantizer:
-    """Create the quantizer whose codebooks hold all sums of an entry of codebook 2n and one of codebook 2n + 1.
+    """Create the quantizer whose codebook n holds all sums of an entry of codebook 2n and one of codebook 2n + 1.
 
-    It has half of the codebooks, whose size is squared, and the same reconstructions: entry k1 * K + k2 of codebook n
-    stands for the entries k1 and k2. This begins the second phase of the training.
+    Entry k1 * K + k2 stands for entries k1 and k2. Half of the codebooks with the squared size give the same
+    reconstructions; the second phase of training starts there.
 
-    :raises ValueError: The number of codebooks is odd, or the squared codebook size exceeds a byte.
+    Raises:
+        ValueError: There is only one codebook, or the squared size does not fit into a byte.
     """
-    num_pairs, odd = divmod(quantizer.num_codebooks, 2)
-
-    if odd:
-        raise ValueError("`quantizer` must have an even number of codebooks, but has 1 instead.")
-
-    size, dim = quantizer.codebook_size, quantizer.dim
-
-    with META_DEVICE:  # draws no random numbers: all weights are replaced
-        product = MultiCodebookQuantizer(dim, size**2, num_pairs, normalize=quantizer.normalize)
+    if quantizer.num_codebooks == 1:
+        raise ValueError("`quantizer` must have at least 2 codebooks, but has 1 instead.")
+    dim, size, num_pairs = quantizer.dim, quantizer.codebook_size, quantizer.num_codebooks // 2
 
     def sum_pairs(x: Tensor) -> Tensor:
-        x = x.view(num_pairs, 2, size, -1)
-
-        # (n, K, 1, D) + (n, 1, K, D) -> (n, K, K, D)
+        # (N * K, D) -> (n, 2, K, D) -> (n, K, K, D)
+        x = x.reshape(num_pairs, 2, size, -1)
         return x[:, 0, :, None] + x[:, 1, None, :]
 
-    linear = quantizer.to_logits
-
-    state = quantizer.state_dict()
-
-    state["to_logits.weight"] = sum_pairs(linear.weight).view(-1, dim)
-    state["to_logits.bias"] = sum_pairs(linear.bias).flatten()
-
-    state["centers"] = sum_pairs(quantizer.centers).view(num_pairs, -1, dim)
-
-    product.to_empty(device=quantizer.centers.device).load_state_dict(state)
-
+    state_dict = quantizer.state_dict()
+    state_dict["to_logits.weight"] = sum_pairs(quantizer.to_logits.weight).view(-1, dim)
+    state_dict["to_logits.bias"] = sum_pairs(quantizer.to_logits.bias).flatten()
+    state_dict["centers"] = sum_pairs(quantizer.centers).view(num_pairs, -1, dim)
+    with META_DEVICE:  # draws no random numbers, since all weights are replaced
+        product = MultiCodebookQuantizer(dim, size**2, num_pairs, normalize=quantizer.normalize)
+    product.to_empty(device=quantizer.centers.device).load_state_dict(state_dict)
     return product

@@ -1,13 +1,13 @@
 """The joint search over all codebooks that improves the codes of a frame (MVQ, arXiv 2211.00508).
 
-A code is a sum of one entry of each codebook, so its squared error is a sum of inner products of two kinds: of the frame
-with entries, and of entries with entries. Both are looked up here; no vector of the frame's width is moved. The entry
-products depend on the weights alone and are computed once.
+A frame is approximated by a sum of one entry of each codebook, so the squared error is a sum of inner products: of the
+frame with entries, and of entries with entries. Both are looked up here; no vector of the frame's width is moved. The
+products of entries depend on the weights alone and are computed once.
 
-The error that changing some codebooks would give is only needed up to a constant of the frame, and is called score.
+What the error would be if some codebooks changed is needed up to a constant of the frame only; it is called score.
 
-Letters: B frames, D width, N codebooks, K entries of a codebook, P entries kept of a codebook and the current one,
-G groups, H = G / 2 pairs of groups, L codebooks of a group, I (J) options of an even (odd) group and its current one.
+Letters: B frames, D width, N codebooks, K entries of a codebook, P kept entries of a codebook and its current one,
+G groups of L codebooks, H = G / 2 pairs of groups, I options of a group, U distinct entries of all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn.functional import embedding_bag
 
-_MAX_OPTIONS: Final = 128  # per group; the largest cutoff of the search
+_MAX_OPTIONS: Final = 128  # of a group, however many codebooks it has
 
-# Look-ups done at once, which bounds the memory: 16 MiB (CPU, stays in the cache) and 1 GiB of indices.
-_CPU_LOOKUPS: Final = 2**22
+# Look-ups at once, which bounds the memory: 96 MiB of indices and values on a CPU, 3 GiB on a GPU.
+_CPU_LOOKUPS: Final = 2**23
 _GPU_LOOKUPS: Final = 2**28
 
 
@@ -38,230 +38,169 @@ class EntryProducts:
 
 
 def compute_entry_products(entries: Tensor) -> EntryProducts:
-    """Return the inner products of the codebook entries (N, K, D), float32."""
-    num_codebooks, codebook_size, dim = entries.shape
-
-    num_entries = num_codebooks * codebook_size
-
-    cross = entries.new_zeros(num_entries, num_entries)
-
-    # Neighbouring groups of 1, 2, 4... codebooks: together half of the symmetric matrix, which saves half of the work.
-    width = codebook_size
-    while width < num_entries:
+    """Return the inner products of codebook entries (N, K, D), float32."""
+    num_codebooks, width, dim = entries.shape
+    cross = entries.new_zeros(num_codebooks * width, num_codebooks * width)
+    # Neighbouring groups of 1, 2, 4... codebooks: one triangle of the matrix, half of the work.
+    while width < len(cross):
         pairs = entries.reshape(-1, 2, width, dim)
-
+        # (H, 2, W, D) -> (H, W, W)
         products = 2.0 * pairs[:, 0] @ pairs[:, 1].mT
-        # (H, W, W)
-
+        # (N * K, N * K) -> (2, W, 2, W, H)
         tiles = cross.view(len(pairs), 2, width, len(pairs), 2, width).diagonal(dim1=0, dim2=3)
-        # (2, W, 2, W, H)
-
         tiles[0, :, 1] = products.permute(1, 2, 0)
         tiles[1, :, 0] = products.permute(2, 1, 0)
-
         width *= 2
-
     return EntryProducts(entries.square().sum(dim=-1), cross)
 
 
 def refine_codes(
     codes: Tensor, entry_scores: Tensor, products: EntryProducts, num_refinements: int, *, skip_settled: bool = True
 ) -> Tensor:
-    """Return codes (B, N), int64, whose squared error is lower than or equal to that of ``codes`` (B, N), int64.
+    """Return codes with a lower squared error: the lowest one if the codebooks are orthogonal, as a rule if nearly so.
 
-    :param entry_scores: |c|² - 2 <x, c> of each frame x and entry c (B, N, K), float32.
-    :param num_refinements: The number of passes; each starts at the result of the one before.
-    :param skip_settled: Leave a frame alone once a pass has not changed its codes (the search is deterministic, further
-        passes would not either). On a GPU this waits for the device once a pass.
+    Args:
+        codes: First choices (B, N), int64.
+        entry_scores: |c|² - 2 <x, c> of each frame x and entry c (B, N, K), float32.
+        products: Of the entries.
+        num_refinements: Number of passes; each starts at the result of the one before.
+        skip_settled: Leave a frame alone once a pass has not changed its codes, since further passes would not either.
+            On a GPU this waits for the device once a pass.
     """
     codes = codes.clone()
-
     active = torch.arange(len(codes), device=codes.device)
-
     for _ in range(num_refinements):
+        if len(active) == 0:
+            break
         changed = []
-
-        for frames in active.split(_num_frames_at_once(codes, entry_scores)):
+        for frames in torch.split(active, _num_frames_at_once(entry_scores)):
             current = codes[frames]
-
-            refined = _refine(current, entry_scores[frames], products)
-
+            refined = _refine(current, entry_scores[frames], products.cross)
             codes[frames] = refined
-
             changed.append((refined != current).any(dim=-1))
-
         if skip_settled:
             active = active[torch.cat(changed)]
-
-            if len(active) == 0:
-                break
-
     return codes
 
 
-def _num_frames_at_once(codes: Tensor, entry_scores: Tensor) -> int:
+def _num_frames_at_once(entry_scores: Tensor) -> int:
     num_codebooks, codebook_size = entry_scores.shape[1:]
-
     num_kept = _num_kept(num_codebooks, 1, codebook_size, codebook_size) + 1
-
     num_lookups = max((num_codebooks * num_kept // 2) ** 2, num_codebooks * codebook_size)
-
-    return max((_GPU_LOOKUPS if codes.is_cuda else _CPU_LOOKUPS) // num_lookups, 1)
+    return max((_GPU_LOOKUPS if entry_scores.is_cuda else _CPU_LOOKUPS) // num_lookups, 1)
 
 
 def _num_kept(num_groups: int, num_members: int, num_options: int, codebook_size: int) -> int:
-    """Return how many options each of ``num_groups`` groups of ``num_members`` codebooks keeps."""
+    """Return how many of its options each of ``num_groups`` groups of ``num_members`` codebooks keeps."""
     if num_groups == 1:
         return 1
-
     cutoff = 8 if codebook_size <= 16 else 16
-
-    cutoff <<= (num_members.bit_length() - 1) // 2  # doubles whenever the group grows fourfold
-
+    cutoff <<= (num_members.bit_length() - 1) // 2  # doubles whenever groups grow fourfold
     return min(num_options, cutoff, _MAX_OPTIONS)
 
 
-def _refine(codes: Tensor, entry_scores: Tensor, products: EntryProducts) -> Tensor:
+def _refine(codes: Tensor, entry_scores: Tensor, cross: Tensor) -> Tensor:
     """Return the result of one pass for codes (B, N) and scores (B, N, K)."""
     num_codebooks, codebook_size = entry_scores.shape[1:]
-
-    num_entries = num_codebooks * codebook_size
-
-    index_type = torch.int32 if num_entries**2 <= torch.iinfo(torch.int32).max else torch.int64
-
-    first_entries = torch.arange(0, num_entries, codebook_size, device=codes.device, dtype=index_type)
-
-    current = codes.to(index_type) + first_entries
-
-    # The score of each entry if only its codebook changed.
-    scores = functional.embedding_bag(current, products.cross, mode="sum").view_as(entry_scores).add_(entry_scores)
-
-    scores, entries = _keep_best(scores, _num_kept(num_codebooks, 1, codebook_size, codebook_size))
-
+    first_entries = torch.arange(num_codebooks, device=codes.device) * codebook_size
+    current = codes + first_entries
+    # The score of an entry if only its codebook changed.
+    scores = embedding_bag(current, cross, mode="sum").view_as(entry_scores).add_(entry_scores)
+    scores, kept = _keep_best(scores, _num_kept(num_codebooks, 1, codebook_size, codebook_size))
     # (B, N, I) -> (N, B, I)
-    scores, entries = scores.transpose(0, 1), entries.transpose(0, 1).to(index_type) + first_entries[:, None, None]
-
-    # The current entry comes last.
-    kept = torch.cat([entries, current.T[:, :, None]], dim=-1)
-    # (N, B, P)
-
-    # An option of a group is the places of its entries in `kept`.
-    choices = torch.arange(scores.size(-1), device=codes.device, dtype=index_type)[:, None].expand(*scores.shape, 1)
-
+    scores = scores.transpose(0, 1)
+    # (B, N, I), (B, N) -> (N, B, P)
+    entries = torch.cat([kept + first_entries[:, None], current[..., None]], dim=-1).transpose(0, 1).contiguous()
+    # An option is a list of places in the entries of its group; at first each entry is an option.
+    options = torch.arange(scores.size(-1), device=codes.device)[:, None].expand(*scores.shape, 1)
     while len(scores) > 1:
-        scores, choices = _merge(scores, choices, kept, products.cross, codebook_size)
-
-    # (1, B, 1, N) -> (N, B, 1)
-    choices = choices[0].permute(2, 0, 1)
-
-    return (kept.gather(-1, choices.long()).squeeze(-1).T - first_entries).to(codes.dtype)
+        scores, options, entries = _merge(scores, options, entries, cross, codebook_size)
+    # (1, B, N * P), (1, B, 1, N) -> (B, N)
+    return entries[0].gather(-1, options[0, :, 0]) - first_entries
 
 
-def _merge(scores: Tensor, choices: Tensor, kept: Tensor, cross: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
-    """Join neighbouring groups and keep the best of all pairs of their options.
+def _merge(
+    scores: Tensor, options: Tensor, entries: Tensor, cross: Tensor, codebook_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Join neighbouring groups and keep the best pairs of their options.
 
-    :param scores: (G, B, I).
-    :param choices: (G, B, I, L).
-    :param kept: (N, B, P).
-    :returns: Scores (H, B, I') and choices (H, B, I', 2 * L).
+    Args:
+        scores: (G, B, I).
+        options: (G, B, I, L).
+        entries: The entries among which the options choose, by codebook, each with the current one last (G, B, L * P).
+        cross: Products of the entries.
+        codebook_size: K.
+
+    Returns:
+        Scores (H, B, I'), options (H, B, I', 2 * L) and entries (H, B, 2 * L * P).
     """
-    num_groups, num_frames, num_options = scores.shape
-
-    even_scores, odd_scores = scores[::2], scores[1::2]
-
-    even, odd = choices[::2], choices[1::2]
-
-    products = _pair_products(_append_current(even, kept), _append_current(odd, kept), kept, cross)
-    # (H, B, J + 1, I + 1)
-
-    # So far the other group was the current one.
-    even_scores = even_scores - products[:, :, -1, :-1]
-    odd_scores = odd_scores - products[:, :, :-1, -1]
-
-    scores = products[:, :, :-1, :-1] + even_scores[:, :, None, :]
-
-    scores = scores.add_(odd_scores[:, :, :, None]).flatten(2)
-    # (H, B, J * I)
-
-    num_kept = _num_kept(num_groups // 2, 2 * choices.size(-1), num_options**2, codebook_size)
-
-    scores, options = _keep_best(scores, num_kept)
-
-    even_places = _take_options(even, options % num_options)
-    odd_places = _take_options(odd, options.div(num_options, rounding_mode="floor"))
-
-    return scores, torch.cat([even_places, odd_places], dim=-1)
+    num_groups, num_frames, num_options, num_members = options.shape
+    group_size = entries.size(-1)
+    # The current entries as one more option.
+    current = torch.arange(1, num_members + 1, device=options.device) * (group_size // num_members) - 1
+    candidates = torch.cat([options, current.expand(num_groups, num_frames, 1, -1)], dim=2)
+    products = _products(candidates[::2], candidates[1::2], entries[::2], entries[1::2], cross)
+    # A score counts the other group's current entries, but now the other group changes as well.
+    even_scores = scores[::2] - products[:, :, -1, :-1]
+    odd_scores = scores[1::2] - products[:, :, :-1, -1]
+    # (H, B, I) -> (H, B, I * I)
+    scores = (products[:, :, :-1, :-1] + even_scores[:, :, None]).add_(odd_scores[..., None]).flatten(2)
+    scores, best = _keep_best(scores, _num_kept(num_groups // 2, 2 * num_members, num_options**2, codebook_size))
+    even = _take(options[::2], best % num_options)
+    odd = _take(options[1::2], best.div(num_options, rounding_mode="floor"))
+    return scores, torch.cat([even, odd + group_size], dim=-1), torch.cat([entries[::2], entries[1::2]], dim=-1)
 
 
-def _append_current(choices: Tensor, kept: Tensor) -> Tensor:
-    current = choices.new_full((1, 1, 1, 1), kept.size(-1) - 1)
-
-    return torch.cat([choices, current.expand(*choices.shape[:2], 1, choices.size(-1))], dim=2)
-
-
-def _take_options(choices: Tensor, options: Tensor) -> Tensor:
-    """Return ``choices`` (H, B, I, L) at ``options`` (H, B, I')."""
-    return choices.gather(2, options[..., None].expand(-1, -1, -1, choices.size(-1)))
+def _take(options: Tensor, best: Tensor) -> Tensor:
+    """Return ``options`` (H, B, I, L) at ``best`` (H, B, I')."""
+    return options.gather(2, best[..., None].expand(-1, -1, -1, options.size(-1)))
 
 
-def _pair_products(even: Tensor, odd: Tensor, kept: Tensor, cross: Tensor) -> Tensor:
-    """Return twice the inner products of the options of neighbouring groups.
+def _products(even: Tensor, odd: Tensor, even_entries: Tensor, odd_entries: Tensor, cross: Tensor) -> Tensor:
+    """Return twice the inner products (H, B, I odd, I even) of options (H, B, I, L) of neighbouring groups."""
+    even, even_entries = _drop_unused(even, even_entries)
+    odd, odd_entries = _drop_unused(odd, odd_entries)
+    # (H, B, U), (H, B, U) -> (H, B, U even, U odd)
+    index = (even_entries * len(cross))[..., None] + odd_entries[:, :, None]
+    products = cross.view(-1).index_select(0, index.view(-1)).view_as(index)
+    # -> (H, B, I even, U odd) -> (H, B, I odd, I even)
+    return _sum_members(odd, _sum_members(even, products).mT)
 
-    :param even: Places of the entries of each option (H, B, I, L).
-    :param odd: The same (H, B, J, L).
-    :returns: (H, B, J, I).
+
+def _drop_unused(options: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``options`` (H, B, I, L) and ``entries`` (H, B, L * P) without the entries that no option has.
+
+    The best options of a large group differ little: about a fifth of its entries is left. Not on a GPU, which would
+    have to wait for their number.
     """
-    num_pairs, num_frames, num_options, num_members = even.shape
+    if options.size(-1) == 1 or options.is_cuda:
+        return options, entries
+    places = options.flatten(2)
+    used = torch.zeros_like(entries).scatter_(-1, places, 1)
+    ranks = used.cumsum(dim=-1) - 1
+    num_used = int(ranks[..., -1].max()) + 1
+    # Unused entries go to one more place, which is cut off.
+    used_entries = entries.new_zeros(*entries.shape[:2], num_used + 1)
+    used_entries.scatter_(-1, torch.where(used > 0, ranks, num_used), entries)
+    return ranks.gather(-1, places).view_as(options), used_entries[..., :-1]
 
-    num_kept = kept.size(-1)
 
-    kept = kept.view(num_pairs, 2, num_members, num_frames, num_kept)
-
-    # Codebooks outermost: a look-up stays within one K x K tile for all frames, which a CPU's cache holds.
-    index = (kept[:, 0] * len(cross))[:, :, None, :, :, None] + kept[:, 1][:, None, :, :, None, :]
-    # (H, L, L, B, P, P)
-
-    table = cross.view(-1).index_select(0, index.view(-1)).view(-1, num_kept)
-
-    rows = torch.arange(0, len(table), num_kept, device=kept.device, dtype=kept.dtype)
-
-    rows = rows.view(num_pairs, num_members, num_members, num_frames)
-
-    # Sum over the even group's members, for each kept entry of the odd group.
-    bags = rows.permute(0, 2, 3, 1)[:, :, :, None, :] + even[:, None]
-    # (H, L, B, I, L)
-
-    table = functional.embedding_bag(bags.view(-1, num_members), table, mode="sum")
-
-    table = table.view(-1, num_options, num_kept).mT.reshape(-1, num_options)
-    # (H * L * B * P, I)
-
-    # Sum over the odd group's members.
-    bags = rows.flatten()[: num_pairs * num_members * num_frames].view(num_pairs, num_members, num_frames)
-
-    bags = bags.permute(0, 2, 1)[:, :, None, :] + odd
-    # (H, B, J, L)
-
-    products = functional.embedding_bag(bags.view(-1, num_members), table, mode="sum")
-
-    return products.view(num_pairs, num_frames, odd.size(2), num_options)
+def _sum_members(options: Tensor, table: Tensor) -> Tensor:
+    """Return the sums (H, B, I, W) of the rows of ``table`` (H, B, U, W) that options (H, B, I, L) name."""
+    num_pairs, num_frames, num_rows, width = table.shape
+    first_rows = torch.arange(num_pairs * num_frames, device=table.device).view(num_pairs, num_frames, 1, 1) * num_rows
+    sums = embedding_bag((options + first_rows).flatten(0, 2), table.reshape(-1, width), mode="sum")
+    return sums.view(*options.shape[:3], width)
 
 
 def _keep_best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the ``count`` lowest of ``scores`` (..., I) and their places, in no particular order; I is a power of two."""
-    num_options = scores.size(-1)
-
-    if scores.device.type != "cpu":
+    """Return the ``count`` lowest of ``scores`` (..., I) and their places, in any order; I must be a power of two."""
+    if scores.is_cuda:
         return scores.topk(count, largest=False, sorted=False)
-
-    # `topk` is slow on a CPU, NumPy's partition of plain numbers uses its vector units. A place fits into the 29 bits by
-    # which a float64 is longer than a float32, and rounding removes it again.
+    # NumPy's partition of plain numbers uses the vector units and takes a quarter of the time of `topk`. The place
+    # travels in the 29 bits by which a float64 is longer than a float32; rounding takes them off again.
     keys = scores.double()
-
-    keys.view(torch.int64).bitwise_or_(torch.arange(num_options))
-
+    keys.view(torch.int64).bitwise_or_(torch.arange(scores.size(-1)))
     keys.numpy().partition(count - 1, axis=-1)
-
     best = keys[..., :count]
-
-    return best.float(), best.view(torch.int64) & (num_options - 1)
+    return best.float(), best.view(torch.int64) & (scores.size(-1) - 1)
