@@ -107,8 +107,8 @@ def _register_metric_names(container: DependencyContainer) -> None:
 def _register_error_lines(container: DependencyContainer) -> None:
     """Let recipes end with one line and exit code 2, without a stack trace, when the user's files are at fault."""
 
-    def report(error: Exception) -> int:
-        log.error("{}", error)
+    def report(ex: Exception) -> int:
+        log.error("{}", ex)
         return 2
 
     for kls in (AudioError, CodeStoreError, ManifestError, SpearDatasetError, QuantizerAssetError, TeacherError):

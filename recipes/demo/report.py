@@ -96,7 +96,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def describe_corpora(folders: DemoFolders) -> list[tuple[str, ...]]:
     """Return a table of the manifests that pre-training reads."""
-    rows = [("manifest", "recordings", "minutes")]
+    rows: list[tuple[str, ...]] = [("manifest", "recordings", "minutes")]
     for domain in ("speech", "audio"):
         for split in ("train", "valid"):
             manifest = read_manifest(folders.corpora / domain / f"{split}.tsv")

@@ -116,7 +116,7 @@ def fit_probe(
     :param tolerance: The largest element of the gradient at which to stop.
     """
     # Recipes that do not train run in inference mode, whose tensors take no part in autograd.
-    with torch.inference_mode(mode=False), torch.enable_grad():  # type: ignore[no-untyped-call]
+    with torch.inference_mode(mode=False), torch.enable_grad():
         x = features.detach().clone() if features.is_inference() else features.detach()  # (N, D) or (L, N, D)
 
         mean, scale = _moments(x)
@@ -141,11 +141,11 @@ def fit_probe(
 
             objective = cross_entropy(_logits(x, mixture, weight, bias), y) + 0.5 * l2 * weight.square().sum()
 
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
 
             return objective
 
-        optimizer.step(compute_objective)  # type: ignore[no-untyped-call]
+        optimizer.step(compute_objective)
 
     return LinearProbe(mean, scale, mixture.detach(), weight.detach(), bias.detach())
 

@@ -212,7 +212,7 @@ def test_spear_timing_is_the_centre_of_the_front_ends_receptive_field() -> None:
 
     frame = 15
 
-    output[0, frame].sum().backward()  # type: ignore[no-untyped-call]
+    output[0, frame].sum().backward()
 
     assert fbank.grad is not None
 

@@ -38,7 +38,7 @@ def update_metrics(
     for target in config.target_streams:
         name, stream = target.name, output.streams[target.name]
         num_codes = stream.num_masked + stream.num_unmasked
-        _update_ratio(bag, f"{name}_loss", stream.loss * target.num_codebooks, num_codes)
+        _update_ratio(bag, f"{name}_loss", stream.cross_entropy, num_codes)
         _update_ratio(bag, f"{name}_masked_accuracy", stream.correct_masked, stream.num_masked)
         _update_ratio(bag, f"{name}_unmasked_accuracy", stream.correct_unmasked, stream.num_unmasked)
         _update_ratio(bag, "masked_accuracy", stream.correct_masked, stream.num_masked)
