@@ -26,7 +26,7 @@ from recipes.corpus.align import Segment, align_rows, read_alignment, write_alig
 from recipes.corpus.console import default_num_workers, run_command
 from recipes.corpus.package_store import PackageStore
 from recipes.corpus.packages import write_attribution
-from recipes.corpus.probe_tasks import Example, write_probe_tasks
+from recipes.corpus.probe_tasks import EVENT_CORPORA, Example, write_probe_tasks
 from recipes.corpus.scan import Clip, bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.sources import CORPORA, DEFAULT, EVERYTHING, GROUPS, SMALL, PackagedCorpus, resolve_corpora
 from recipes.corpus.splits import pretrain_split
@@ -40,8 +40,6 @@ Corpora: TypeAlias = Mapping[str, Sequence[ManifestRow]]
 _PROBED: Final = ("asterisk_en", "fillets_cs")
 
 _ALIGNED: Final = "asterisk_en"
-
-_EVENTS: Final = "sonic_pi"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -91,7 +89,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     choice.add_argument("--small", dest="corpora", action="store_const", const=list(SMALL), help=",".join(SMALL))
     choice.add_argument("--all", dest="corpora", action="store_const", const=list(EVERYTHING), help="every corpus")
     parser.add_argument(
-        "--hold-out-events", action="store_true", help=f"keep {_EVENTS}, the events probe's clips, out of pre-training"
+        "--hold-out-events",
+        action="store_true",
+        help=f"keep the clips of the events probe ({', '.join(EVENT_CORPORA)}) out of pre-training",
     )
     parser.add_argument("--workers", type=int, default=default_num_workers(), metavar="N", help="processes")
 
@@ -191,7 +191,7 @@ def write_pretraining_manifests(out: Path, corpora: Corpora, *, hold_out_events:
     }
 
     for name, rows in corpora.items():
-        if name == _EVENTS and hold_out_events:
+        if name in EVENT_CORPORA and hold_out_events:
             continue
 
         for row in rows:

@@ -5,7 +5,8 @@
     phones.tsv     one row per aligned English prompt; `label` is empty, the labels lie in phones.alignment.tsv
     words.tsv      one row per spoken word (a segment of a prompt); `label` is the word
     speakers.tsv   one row per acted line of Czech dialogue; `label` is the character, `small` or `big`
-    events.tsv     one row per sonic-pi sample; `label` is its class, the prefix of the file name
+    events.tsv     one row per clip of the labelled sound collections; `label` is `COLLECTION/CLASS`, the class being
+                   sonic-pi's file prefix, lmms' folder or tuxpaint's topic
     phones.alignment.tsv   columns id, start, end, phone, word: every segment of every row of phones.tsv, in time
                    order, silence included (phone `SIL`, `+NSN+`, ...; word `<sil>`, ...); seconds with 10 ms
                    resolution; phones are the 39 of the CMU dictionary
@@ -48,6 +49,11 @@ _MIN_WORD_COUNT: Final = 10
 _MIN_CLASS_SIZE: Final = 5
 
 _CHARACTERS: Final = ("small", "big")
+
+EVENT_CORPORA: Final = ("sonic_pi", "lmms", "tuxpaint_effects")
+
+# Single periods of oscillators, and what lmms' authors found no class for.
+_NO_EVENTS: Final = ("lmms/waveforms", "lmms/shapes", "lmms/misc")
 
 # Without function words the prompts would leave some forty examples to test on; letters and "a" are left out.
 _MIN_WORD_LETTERS: Final = 3
@@ -138,9 +144,11 @@ def speaker_examples(rows: Sequence[ManifestRow]) -> list[Example]:
     return [Example.of_row(row, label=row.speaker) for row in rows if row.speaker in _CHARACTERS]
 
 
-def event_examples(rows: Sequence[ManifestRow]) -> list[Example]:
+def event_examples(corpora: Mapping[str, Sequence[ManifestRow]]) -> list[Example]:
     """Return the classes with clips enough for every fold; folds 3 and 4 are the splits valid and test."""
-    counts = Counter(row.label for row in rows)
+    rows = [replace(row, label=f"{name}/{row.label}") for name, clips in corpora.items() for row in clips]
+
+    counts = Counter(row.label for row in rows if row.label not in _NO_EVENTS)
 
     frequent = [row for row in rows if counts[row.label] >= _MIN_CLASS_SIZE]
 
@@ -164,7 +172,7 @@ def write_probe_tasks(
         "phones": phone_examples(english, alignment),
         "words": word_examples(english, alignment),
         "speakers": speaker_examples(dialogue),
-        "events": event_examples(corpora.get("sonic_pi", ())),
+        "events": event_examples({name: corpora.get(name, ()) for name in EVENT_CORPORA}),
     }
 
     folder.mkdir(parents=True, exist_ok=True)

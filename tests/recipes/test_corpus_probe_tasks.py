@@ -125,7 +125,11 @@ def test_speakers_are_the_two_leading_characters() -> None:
 def test_events_leave_rare_classes_out_and_have_a_fold() -> None:
     rows = [make_row(f"e/{label}_{n}", label=label) for label, size in (("drum", 10), ("rare", 4)) for n in range(size)]
 
-    examples = event_examples(rows)
+    oscillators = [make_row(f"l/{n}", label="shapes") for n in range(10)]
+
+    examples = event_examples({"sonic_pi": rows, "lmms": oscillators})
+
+    assert {example.label for example in examples} == {"sonic_pi/drum"}
 
     assert Counter(example.fold for example in examples) == dict.fromkeys(range(5), 2)
 
