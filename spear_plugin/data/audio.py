@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
@@ -28,7 +29,8 @@ G722_SUFFIX: Final = ".g722"
 # Encoders disagree by a block about priming and padding samples; only more than this counts as cut off.
 _HEADER_TOLERANCE: Final[Seconds] = 0.05
 
-_BLOCK_SIZE: Final = 1 << 16
+# Nearly all files are one block, which saves a copy.
+_BLOCK_SIZE: Final = 1 << 20
 
 _SNDFILE_UNRECOGNISED_FORMAT: Final = 1
 
@@ -75,13 +77,14 @@ def inspect_audio(path: Path) -> AudioInfo:
     """
     num_samples, num_channels = 0, 0
 
-    for block in (decoder := _open(path)).blocks():  # (S, C)
-        _check_finite(path, block)
-        num_samples, num_channels = num_samples + block.shape[0], block.shape[1]
+    with closing(_open(path)) as decoder:
+        for block in decoder.blocks():  # (S, C)
+            _check_finite(path, block)
+            num_samples, num_channels = num_samples + block.shape[0], block.shape[1]
 
-    _check_not_empty(path, num_samples)
+        _check_not_empty(path, num_samples)
 
-    return AudioInfo(num_samples, decoder.sample_rate, num_channels)
+        return AudioInfo(num_samples, decoder.sample_rate, num_channels)
 
 
 def read_audio(
@@ -97,17 +100,19 @@ def read_audio(
     :raises AudioError: If the file is missing, in no known format, cut off, empty, shorter than ``start + duration``,
         or holds NaN or infinite samples.
     """
-    decoder = _open(path)
-    first = round(start * decoder.sample_rate)
-    limit = None if duration is None else round(duration * decoder.sample_rate)
-    blocks = [_mix_down(block) for block in decoder.blocks(first, limit)]
-    waveform = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)  # (S,)
+    with closing(_open(path)) as decoder:
+        rate = decoder.sample_rate
+        first = round(start * rate)
+        limit = None if duration is None else round(duration * rate)
+        blocks = [_mix_down(block) for block in decoder.blocks(first, limit)]
+
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate([np.empty(0, dtype=np.float32), *blocks])  # (S,)
 
     # One sample: the two roundings above may add up beyond the end.
     if limit is not None and waveform.size + 1 < limit:
         raise AudioError(
             path,
-            f"ends {(limit - waveform.size) / decoder.sample_rate:.3f} s before the end of the segment "
+            f"ends {(limit - waveform.size) / rate:.3f} s before the end of the segment "
             f"{start:.3f} s + {duration:.3f} s",
             "Restore the file or make the manifest anew.",
         )
@@ -115,7 +120,7 @@ def read_audio(
     _check_not_empty(path, waveform.size)
     _check_finite(path, waveform)
 
-    return _resample(waveform, decoder.sample_rate, sample_rate, limit or waveform.size)
+    return _resample(waveform, rate, sample_rate, limit or waveform.size)
 
 
 def _resample(waveform: NDArray[np.float32], rate: int, target_rate: int, num_samples: int) -> NDArray[np.float32]:
@@ -165,15 +170,12 @@ def _open(path: Path) -> _SoundFileDecoder | _PyAvDecoder:
 class _SoundFileDecoder:
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file = soundfile.SoundFile(path)
+        self.sample_rate: int = self._file.samplerate
+        # mp3 frames need their predecessors: after a seek the first ones come out silent.
+        self._can_seek: bool = self._file.format != "MP3"
 
-        with soundfile.SoundFile(path) as file:
-            self.sample_rate: int = file.samplerate
-            self._num_frames: int = file.frames
-            # mp3 frames need their predecessors: after a seek the first ones come out silent.
-            self._can_seek: bool = file.format != "MP3"
-            truncation = _SHORT_WAV_DATA.search(file.extra_info)
-
-        if truncation is not None:
+        if (truncation := _SHORT_WAV_DATA.search(self._file.extra_info)) is not None:
             claimed, present = (int(size) for size in truncation.groups())
 
             if present < claimed < _WAV_STREAM_SIZE:
@@ -181,44 +183,47 @@ class _SoundFileDecoder:
 
     def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (S, C) from sample ``first`` on, at most ``limit`` samples."""
-        end = self._num_frames if limit is None else min(first + limit, self._num_frames)
+        num_samples: int = self._file.frames
+        end = num_samples if limit is None else min(first + limit, num_samples)
         position = min(first, end) if self._can_seek else 0
 
         try:
-            with soundfile.SoundFile(self._path) as file:
-                if position > 0:
-                    file.seek(position)
+            if position > 0:
+                self._file.seek(position)
 
-                while position < end:
-                    block = file.read(min(_BLOCK_SIZE, end - position), dtype="float32", always_2d=True)
-                    if not len(block):
-                        break
+            while position < end:
+                block = self._file.read(min(_BLOCK_SIZE, end - position), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
 
-                    yield block[max(first - position, 0) :]
-                    position += len(block)
+                yield block[max(first - position, 0) :]
+                position += len(block)
         except soundfile.LibsndfileError as ex:
             raise AudioError(self._path, f"is cut off or damaged: {ex.error_string.strip(' .')}") from ex
 
         if end - position > _HEADER_TOLERANCE * self.sample_rate:
             raise AudioError(
-                self._path, f"is cut off or damaged: decoding stopped at sample {position} of {self._num_frames}"
+                self._path, f"is cut off or damaged: decoding stopped at sample {position} of {num_samples}"
             )
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @final
 class _PyAvDecoder:
     def __init__(self, path: Path, container_format: str | None = None) -> None:
         self._path = path
-        self._container_format = container_format
 
         try:
-            with av.open(str(path), format=container_format) as container:
-                if not container.streams.audio:
-                    raise AudioError(path, "holds no audio stream")
-
-                self.sample_rate: int = container.streams.audio[0].rate
+            self._container = av.open(str(path), format=container_format)
         except (av.error.FFmpegError, OSError) as ex:
             raise AudioError(path, "is not audio in a format that libsndfile or FFmpeg reads") from ex
+
+        if not self._container.streams.audio:
+            raise AudioError(path, "holds no audio stream")
+
+        self.sample_rate: int = self._container.streams.audio[0].rate
 
     def blocks(self, first: int = 0, limit: int | None = None) -> Iterator[NDArray[np.float32]]:
         """Yield (S, C) from sample ``first`` on, at most ``limit`` samples; decodes from the beginning."""
@@ -232,16 +237,18 @@ class _PyAvDecoder:
             if end is not None and position >= end:
                 break
 
+    def close(self) -> None:
+        self._container.close()
+
     def _decode(self) -> Iterator[NDArray[np.float32]]:
         # Planar float, the layout and rate of the file.
         converter = av.AudioResampler(format="fltp")
 
         try:
-            with av.open(str(self._path), format=self._container_format) as container:
-                for frame in container.decode(audio=0):
-                    for converted in converter.resample(frame):
-                        block: NDArray[Any] = converted.to_ndarray()  # (C, S)
+            for frame in self._container.decode(audio=0):
+                for converted in converter.resample(frame):
+                    block: NDArray[Any] = converted.to_ndarray()  # (C, S)
 
-                        yield block.T
+                    yield block.T
         except (av.error.FFmpegError, OSError) as ex:
             raise AudioError(self._path, f"is cut off or damaged: {ex.strerror}") from ex
