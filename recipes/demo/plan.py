@@ -10,7 +10,9 @@ from recipes.demo.stages import Stage
 
 SPEECH_TEACHER: Final = ("teacher.name=whisper", "teacher.layer=3")
 AUDIO_TEACHER: Final = ("teacher.name=aisfx",)
-TASKS: Final = ("phones", "words", "speakers", "events")
+# Five languages of telephone prompts; sound effects, instruments, animals and music.
+CORPORA: Final = "asterisk,sonic_pi,effects"
+TASKS: Final = ("phones", "words", "events")
 MODEL_NAME: Final = "spear_demo"
 
 
@@ -54,11 +56,11 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
         Stage(
             name="corpora",
             title="fetch and list real speech and audio",
-            arguments=("-m", "recipes.corpus.packaged", str(folders.corpora)),
+            arguments=("-m", "recipes.corpus.packaged", str(folders.corpora), "--corpora", CORPORA),
             num_threads=num_cores,
         ),
-        *_stream_stages(folders, "speech", SPEECH_TEACHER, speech, everything),
-        *_stream_stages(folders, "audio", AUDIO_TEACHER, audio, audio),
+        *_stream_stages(folders, "speech", SPEECH_TEACHER, speech, everything, num_cores),
+        *_stream_stages(folders, "audio", AUDIO_TEACHER, audio, audio, num_cores),
         Stage(
             name="pretraining",
             title="pre-train the student (tiny Zipformer)",
@@ -77,7 +79,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
         ),
         Stage(
             name="probes",
-            title="probe phones, words, speakers, events",
+            title="probe phones, words and events",
             arguments=_recipe(
                 "recipes.probe", folders.probes, "--config", f"features={_sources(folders)}", _tasks(folders)
             ),
@@ -88,7 +90,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
 
 
 def _stream_stages(
-    folders: DemoFolders, stream: str, teacher: tuple[str, ...], sample: Path, corpus: Path
+    folders: DemoFolders, stream: str, teacher: tuple[str, ...], sample: Path, corpus: Path, num_cores: int
 ) -> list[Stage]:
     quantizer = folders.quantizer(stream)
     return [
@@ -108,15 +110,15 @@ def _stream_stages(
         Stage(
             name=f"codes_{stream}",
             title=f"encode with the {stream} teacher",
-            arguments=_recipe(
-                "recipes.mvq.encode",
-                folders.codes(stream),
-                "--config",
-                *teacher,
+            arguments=(
+                *("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_cores}"),
+                *_recipe("recipes.mvq.encode", folders.codes(stream), "--config", *teacher),
                 f"quantizer.path={quantizer / 'quantizer'}",
                 f"corpus.manifest={corpus}",
+                "corpus.rows_per_shard=200",
             ),
             needs=(f"quantizer_{stream}",),
+            num_threads=num_cores,
         ),
     ]
 
