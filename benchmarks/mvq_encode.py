@@ -12,7 +12,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,10 +41,10 @@ CONSOLE: Final = Console(stderr=True)
 def make_frames(num_frames: int) -> Tensor:
     """Return frames (F, D) like a teacher's: smooth in time, few strong directions, outlying channels."""
     torch.manual_seed(0)
-    steps = torch.randn(num_frames, DIM // 2) * 0.6
-    phases = torch.cumsum(steps, dim=0)
-    spectrum = torch.linspace(1, 0, DIM // 2) ** 2
-    frames = torch.tanh(torch.sin(phases) * spectrum @ torch.randn(DIM // 2, DIM))
+    # Directions of falling strength; a random walk on the unit circle in each.
+    phases = torch.cumsum(0.6 * torch.randn(num_frames, 64), dim=0)
+    strengths = torch.linspace(1, 0, 64) ** 2
+    frames = torch.tanh((torch.sin(phases) * strengths) @ torch.randn(64, DIM))
     return frames * torch.exp(0.5 * torch.randn(DIM)) + torch.randn(DIM)
 
 
@@ -72,7 +72,7 @@ def create_package_quantizer(quantizer: MultiCodebookQuantizer) -> Any:
     return theirs
 
 
-def measure(tasks: dict[str, Callable[[], object]], num_rounds: int, title: str) -> dict[str, float]:
+def measure(tasks: Mapping[str, Callable[[], object]], num_rounds: int, title: str) -> dict[str, float]:
     """Return the seconds of processor time of each task."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in track(range(num_rounds), title, console=CONSOLE, transient=True):

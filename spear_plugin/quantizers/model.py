@@ -137,7 +137,7 @@ class MultiCodebookQuantizer(Module):
         num_frames = max((_GPU_SCORES if x.is_cuda else _CPU_SCORES) // (self.num_codebooks * self.codebook_size), 1)
         codes = x.new_empty(x.shape[:-1].numel(), self.num_codebooks, dtype=torch.uint8)
         with _full_precision(x):
-            products = self._products() if num_refinements > 0 else None
+            products = self._products(self.entries()) if num_refinements > 0 else None
             chunks = torch.split(x.reshape(-1, self.dim), num_frames)
             for frames, chunk in zip(chunks, torch.split(codes, num_frames), strict=True):
                 standardized = self.standardize(frames)
@@ -149,7 +149,7 @@ class MultiCodebookQuantizer(Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Return the frames (..., D), float32, in the teacher's scale, of codes (..., N) of an integer type."""
         with _full_precision(codes):
-            x = self._sum_entries(codes.long())
+            x = self._sum_entries(codes.long(), self.entries())
             return x * (self.std + _STD_FLOOR) + self.mean if self.normalize else x
 
     def compute_loss(self, x: Tensor, *, num_refinements: int = 1, entropy_weight: float = 0.01) -> QuantizerLosses:
@@ -164,10 +164,11 @@ class MultiCodebookQuantizer(Module):
             x = self.standardize(x)
             # (B, D) -> (B, N, K)
             logits = self._logits(x)
-            products = self._products() if num_refinements > 0 else None
+            entries = self.entries()
+            products = self._products(entries.detach()) if num_refinements > 0 else None
             codes = self._refine(x, logits.detach().argmax(dim=-1), num_refinements, products)
-            mean = self.entries().detach().mean(dim=1).sum(dim=0)
-            error = (self._sum_entries(codes) - x).square().sum()
+            mean = entries.detach().mean(dim=1).sum(dim=0)
+            error = (self._sum_entries(codes, entries) - x).square().sum()
             log_probs = logits.log_softmax(dim=-1)
             return QuantizerLosses(
                 error / ((x - mean).square().sum() + 1e-20),
@@ -187,14 +188,15 @@ class MultiCodebookQuantizer(Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Return the classifiers' logits (B, N, K) of standardized frames (B, D)."""
-        x = x * (_SCALE_SPEED * self.logits_scale.float()).exp()
-        logits = linear(x, self.to_logits.weight.float(), self.to_logits.bias.float())
+        # The scale belongs to the frames; applied afterwards, its gradient takes no matrix product.
+        scale = (_SCALE_SPEED * self.logits_scale.float()).exp()
+        logits = linear(x, self.to_logits.weight.float()) * scale + self.to_logits.bias.float()
         return logits.view(-1, self.num_codebooks, self.codebook_size)
 
-    def _sum_entries(self, codes: Tensor) -> Tensor:
-        """Return the standardized frames (..., D) of codes (..., N), int64."""
+    def _sum_entries(self, codes: Tensor, entries: Tensor) -> Tensor:
+        """Return the standardized frames (..., D) of codes (..., N), int64, and entries (N, K, D)."""
         rows = codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
-        x = embedding_bag(rows.view(-1, self.num_codebooks), self.entries().flatten(0, 1), mode="sum")
+        x = embedding_bag(rows.view(-1, self.num_codebooks), entries.flatten(0, 1), mode="sum")
         return x.view(*codes.shape[:-1], self.dim)
 
     @torch.no_grad()
@@ -203,24 +205,21 @@ class MultiCodebookQuantizer(Module):
         if products is None:
             return codes
         # (B, D) -> (B, N, K): |c|² - 2 <x, c>
-        scores = torch.addmm(products.square_norms.flatten(), x, self.entries().flatten(0, 1).T, alpha=-2.0)
+        scores = torch.addmm(products.square_norms, x, products.entries.T, alpha=-2.0)
         return refine_codes(codes, scores.view(-1, self.num_codebooks, self.codebook_size), products, num_refinements)
 
-    @torch.no_grad()
-    def _products(self) -> EntryProducts:
+    def _products(self, entries: Tensor) -> EntryProducts:
         """Return the inner products of the entries; in evaluation mode, computed anew only if the weights have changed.
 
         In training mode the versions of the weights do not tell: fused optimizers leave them alone.
         """
-        if self.training:
-            self._entry_products = None
-            return compute_entry_products(self.entries())
         weights = (self.centers, self.centers_scale)
         key = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-        if self._entry_products is None or self._entry_products[0] != key:
-            self._entry_products = None  # freed before the new ones are made
-            self._entry_products = key, compute_entry_products(self.entries())
-        return self._entry_products[1]
+        old_key, old = self._entry_products or (None, None)
+        if self.training or old is None or old_key != key:
+            old = compute_entry_products(entries, out=old)
+            self._entry_products = key, old
+        return old
 
     @override
     def extra_repr(self) -> str:

@@ -30,17 +30,23 @@ _GPU_LOOKUPS: Final = 2**28
 class EntryProducts:
     """What the search knows of the codebooks."""
 
+    entries: Tensor
+    """(N * K, D)."""
+
     square_norms: Tensor
-    """Squared norms of the entries (N, K)."""
+    """Squared norms of the entries (N * K)."""
 
     cross: Tensor
     """Twice the inner products of entries of different codebooks, zero inside a codebook (N * K, N * K)."""
 
 
-def compute_entry_products(entries: Tensor) -> EntryProducts:
-    """Return the inner products of codebook entries (N, K, D), float32."""
+def compute_entry_products(entries: Tensor, *, out: EntryProducts | None = None) -> EntryProducts:
+    """Return the inner products of codebook entries (N, K, D), float32; those in ``out``, if given, are overwritten."""
     num_codebooks, width, dim = entries.shape
-    cross = entries.new_zeros(num_codebooks * width, num_codebooks * width)
+    if out is not None and out.cross.device == entries.device:
+        cross = out.cross
+    else:
+        cross = entries.new_zeros(num_codebooks * width, num_codebooks * width)
     # Neighbouring groups of 1, 2, 4... codebooks: one triangle of the matrix, half of the work.
     while width < len(cross):
         pairs = entries.reshape(-1, 2, width, dim)
@@ -51,7 +57,8 @@ def compute_entry_products(entries: Tensor) -> EntryProducts:
         tiles[0, :, 1] = products.permute(1, 2, 0)
         tiles[1, :, 0] = products.permute(2, 1, 0)
         width *= 2
-    return EntryProducts(entries.square().sum(dim=-1), cross)
+    entries = entries.flatten(0, 1)
+    return EntryProducts(entries, entries.square().sum(dim=-1), cross)
 
 
 def refine_codes(

@@ -122,5 +122,5 @@ def test_an_unknown_name_raises_error() -> None:
 @pytest.mark.parametrize("field", ["dim", "codebook_size", "num_codebooks"])
 def test_config_names_a_wrong_size(field: str) -> None:
     result = replace(_CONFIG, **{field: 0}).validate()  # type: ignore[arg-type]
-    assert result.has_error
+    assert result.has_error()
     assert f"`{field}` must be" in str(result)

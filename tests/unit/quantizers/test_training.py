@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spear_plugin.quantizers import (
     MvqQuantizerConfig,
+    QuantizerProgress,
     QuantizerTrainer,
     QuantizerTrainingConfig,
     relative_error,
@@ -91,11 +92,12 @@ def test_statistics_are_those_of_the_frames() -> None:
 
 
 def test_callback_is_told_the_progress() -> None:
-    phases, steps = [], []
-    trainer = _make_trainer()
-    trainer.run(lambda progress: (phases.append(progress.phase), steps.append(progress.num_steps_done)))  # type: ignore[func-returns-value]
-    assert steps == list(range(1, 72))
-    assert phases == [1] * 41 + [2] * 30
+    told: list[QuantizerProgress] = []
+    _make_trainer().run(told.append)
+    assert [progress.num_steps_done for progress in told] == list(range(1, 72))
+    assert [progress.phase for progress in told] == [1] * 41 + [2] * 30
+    assert {progress.num_steps for progress in told} == {71}
+    assert not any(progress.losses.total.requires_grad for progress in told)
 
 
 def test_error_curves_end_at_the_error() -> None:
