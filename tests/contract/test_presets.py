@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fairseq2.recipe.base import Recipe
+
+from recipes.common import main
+from recipes.mvq.encode.recipe import MvqEncodeRecipe
+from recipes.mvq.train.recipe import MvqTrainRecipe
+from recipes.probe.recipe import ProbeRecipe
+from recipes.spear.pretrain.recipe import SpearPretrainRecipe
+
+RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES: dict[str, type[Recipe]] = {
+    "mvq/encode": MvqEncodeRecipe,
+    "mvq/train": MvqTrainRecipe,
+    "probe": ProbeRecipe,
+    "spear/pretrain": SpearPretrainRecipe,
+}
+PRESETS = sorted(RECIPES_FOLDER.rglob("configs/*.yaml"))
+
+
+def dump(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["recipe", "--no-rich", "--no-exit-on-error", "--dump-config", *options])
+    capsys.readouterr()
+    main(recipe, None)
+    return capsys.readouterr().out
+
+
+def test_the_presets_of_the_demo_are_there() -> None:
+    names = {path.relative_to(RECIPES_FOLDER).as_posix() for path in PRESETS}
+    assert {
+        "spear/pretrain/configs/tiny_demo.yaml",
+        "mvq/train/configs/demo_speech.yaml",
+        "mvq/train/configs/demo_audio.yaml",
+    } <= names
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.relative_to(RECIPES_FOLDER).as_posix())
+def test_a_preset_is_a_valid_configuration_and_its_dump_gives_the_same_again(
+    preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = RECIPES[preset.parents[1].relative_to(RECIPES_FOLDER).as_posix()]()
+    manifest = ("--config", "corpus.manifest=some.tsv") if isinstance(recipe, MvqTrainRecipe) else ()
+    dumped = dump(recipe, monkeypatch, capsys, "--config-file", str(preset), *manifest)
+    again = tmp_path / "dumped.yaml"
+    again.write_text(dumped)
+    assert dump(recipe, monkeypatch, capsys, "--config-file", str(again)) == dumped
