@@ -10,8 +10,8 @@ from recipes.demo.stages import Stage
 
 SPEECH_TEACHER: Final = ("teacher.name=whisper", "teacher.layer=3")
 AUDIO_TEACHER: Final = ("teacher.name=aisfx",)
-# Five languages of telephone prompts; sound effects, instruments, animals and music.
-CORPORA: Final = "asterisk,sonic_pi,effects"
+# Five languages of telephone prompts; instruments, beats, effects, animals.
+CORPORA: Final = "asterisk,sonic_pi,lmms,fillets_effects,tuxpaint_effects"
 TASKS: Final = ("phones", "words", "events")
 MODEL_NAME: Final = "spear_demo"
 
