@@ -116,6 +116,7 @@ def _stream_stages(
                 f"quantizer.path={quantizer / 'quantizer'}",
                 f"corpus.manifest={corpus}",
                 "corpus.rows_per_shard=200",
+                "corpus.max_batch_seconds=20",  # on a CPU, small batches stay in the cache
             ),
             needs=(f"quantizer_{stream}",),
             num_threads=num_cores,
