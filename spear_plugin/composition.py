@@ -14,6 +14,7 @@ from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
 from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.options import SpearDatasetError
+from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import (
     SPEAR_FAMILY,
     SpearConfig,
@@ -111,5 +112,13 @@ def _register_error_lines(container: DependencyContainer) -> None:
         log.error("{}", ex)
         return 2
 
-    for kls in (AudioError, CodeStoreError, ManifestError, SpearDatasetError, QuantizerAssetError, TeacherError):
+    for kls in (
+        AudioError,
+        CodeStoreError,
+        ManifestError,
+        ProbeError,
+        QuantizerAssetError,
+        SpearDatasetError,
+        TeacherError,
+    ):
         register_cli_error(container, kls, report)

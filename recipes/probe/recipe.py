@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from typing import final
 
@@ -21,9 +19,6 @@ from recipes.probe.report import print_report, write_report
 from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
 from recipes.probe.sources import FeatureSource, open_source
 from recipes.probe.tasks import ProbeTask, read_task
-from spear_plugin.data.audio import AudioError
-from spear_plugin.evaluation import ProbeError
-from spear_plugin.teachers import TeacherError
 
 
 @final
@@ -58,7 +53,7 @@ class ProbeRun(Task):
 
     @override
     def run(self) -> None:
-        with _one_line_errors(), self._progress_reporter:
+        with self._progress_reporter:
             section, seed = self._config.probe, self._config.common.seed
 
             tasks = [read_task(path, section, seed=seed) for path in self._config.tasks]
@@ -208,11 +203,3 @@ class ProbeRun(Task):
 def _identity(task: ProbeTask, source: FeatureSource, section: SourceSection) -> str:
     return sha256(f"{task.digest} {source.identity} {source.timing} {section.layers}".encode()).hexdigest()[:16]
 
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Let the command line print our own errors as one line."""
-    try:
-        yield
-    except (ProbeError, TeacherError, AudioError) as ex:
-        raise RecipeError(str(ex)) from None

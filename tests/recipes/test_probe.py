@@ -11,7 +11,6 @@ import pytest
 import soundfile
 import torch
 from fairseq2.checkpoint import ModelMetadataDumper
-from fairseq2.recipe.error import RecipeError
 from fairseq2.recipe.run import run
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
@@ -24,6 +23,7 @@ from recipes.probe.recipe import ProbeRecipe
 from recipes.probe.results import ProbeResult, ResultStore
 from recipes.probe.sources import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, open_source
 from recipes.probe.tasks import ProbeTask, frame_labels, read_task
+from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import SPEAR_FAMILY, get_spear_model_hub
 from tests.common import assert_close, assert_equal
@@ -511,7 +511,7 @@ def test_recipe_fails_with_one_line_when_an_audio_file_is_missing(corpus: Path, 
 
     config = make_config(folder, features=[SourceSection(name="mel", kind="log_mel")])
 
-    with pytest.raises(RecipeError, match=r"e7\.wav: there is no such file") as error:
+    with pytest.raises(AudioError, match=r"e7\.wav: there is no such file") as error:
         run(ProbeRecipe(), config, tmp_path / "out", no_rich=True)
 
     assert error.value.__cause__ is None  # the command line then prints the message without a stack trace
