@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def setup_fairseq2_extension(container: DependencyContainer) -> None:
-    """Register the plugin: the ``fairseq2.extension`` entry point, called by ``init_fairseq2()`` and by every recipe."""
+    """Register the plugin: the ``fairseq2.extension`` entry point, called by ``init_fairseq2()`` and all recipes."""
     # Not above: commands and worker processes that only need a manifest or an audio file should not wait for torch.
     from spear_plugin.composition import register_spear_plugin  # noqa: PLC0415
 

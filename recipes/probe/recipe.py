@@ -202,4 +202,3 @@ class ProbeRun(Task):
 
 def _identity(task: ProbeTask, source: FeatureSource, section: SourceSection) -> str:
     return sha256(f"{task.digest} {source.identity} {source.timing} {section.layers}".encode()).hexdigest()[:16]
-
