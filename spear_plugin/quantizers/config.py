@@ -22,7 +22,7 @@ class MvqQuantizerConfig(Validatable):
     """Number of entries of a codebook, a power of two up to 256: a code is a byte."""
 
     num_codebooks: int = 16
-    """Number of codebooks, a power of two up to 64; the bytes of a frame."""
+    """Number of codebooks, a power of two up to 128; the bytes of a frame."""
 
     normalize: bool = True
     """Whether frames are brought to zero mean and unit variance per channel, by stored statistics."""
@@ -38,7 +38,7 @@ class MvqQuantizerConfig(Validatable):
         result = ValidationResult()
         if self.dim < 1:
             result.add_error(f"`dim` must be positive, but is {self.dim} instead.")
-        for field, largest in (("codebook_size", 256), ("num_codebooks", 64)):
+        for field, largest in (("codebook_size", 256), ("num_codebooks", 128)):
             value = getattr(self, field)
             if not 1 <= value <= largest or value & (value - 1):
                 result.add_error(f"`{field}` must be a power of two up to {largest}, but is {value} instead.")

@@ -137,7 +137,7 @@ class MultiCodebookQuantizer(Module):
         num_frames = max((_GPU_SCORES if x.is_cuda else _CPU_SCORES) // (self.num_codebooks * self.codebook_size), 1)
         codes = x.new_empty(x.shape[:-1].numel(), self.num_codebooks, dtype=torch.uint8)
         with _full_precision(x):
-            products = self._products(self.entries()) if num_refinements > 0 else None
+            products = self._products(self.entries(), changed=self.training) if num_refinements > 0 else None
             chunks = torch.split(x.reshape(-1, self.dim), num_frames)
             for frames, chunk in zip(chunks, torch.split(codes, num_frames), strict=True):
                 standardized = self.standardize(frames)
@@ -165,7 +165,7 @@ class MultiCodebookQuantizer(Module):
             # (B, D) -> (B, N, K)
             logits = self._logits(x)
             entries = self.entries()
-            products = self._products(entries.detach()) if num_refinements > 0 else None
+            products = self._products(entries.detach(), changed=True) if num_refinements > 0 else None
             codes = self._refine(x, logits.detach().argmax(dim=-1), num_refinements, products)
             mean = entries.detach().mean(dim=1).sum(dim=0)
             error = (self._sum_entries(codes, entries) - x).square().sum()
@@ -208,18 +208,18 @@ class MultiCodebookQuantizer(Module):
         scores = torch.addmm(products.square_norms, x, products.entries.T, alpha=-2.0)
         return refine_codes(codes, scores.view(-1, self.num_codebooks, self.codebook_size), products, num_refinements)
 
-    def _products(self, entries: Tensor) -> EntryProducts:
-        """Return the inner products of the entries; in evaluation mode, computed anew only if the weights have changed.
+    def _products(self, entries: Tensor, *, changed: bool) -> EntryProducts:
+        """Return the inner products of the entries, computed anew only if the weights have changed.
 
-        In training mode the versions of the weights do not tell: fused optimizers leave them alone.
+        In training their versions do not tell, since fused optimizers leave them alone; such products must not last.
         """
         weights = (self.centers, self.centers_scale)
-        key = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-        old_key, old = self._entry_products or (None, None)
-        if self.training or old is None or old_key != key:
-            old = compute_entry_products(entries, out=old)
-            self._entry_products = key, old
-        return old
+        key = None if changed else [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        old_key, products = self._entry_products or (None, None)
+        if products is None or key is None or key != old_key:
+            products = compute_entry_products(entries, out=products)
+            self._entry_products = key, products
+        return products
 
     @override
     def extra_repr(self) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spear_plugin.quantizers import (
+    MultiCodebookQuantizer,
     MvqQuantizerConfig,
     QuantizerProgress,
     QuantizerTrainer,
@@ -57,6 +58,20 @@ def test_resumed_training_is_bit_identical(num_steps: int) -> None:
     assert second.num_steps_done == whole.num_steps == 71
     for name, value in whole.quantizer.state_dict().items():
         assert torch.equal(second.quantizer.state_dict()[name], value), name
+
+
+def test_codes_follow_the_weights_from_step_to_step() -> None:
+    # A fused optimizer does not tell tensors that it has changed them.
+    trainer, frames = _make_trainer(), _make_frames()
+    for until in (3, 4, 45):
+        trainer.run(until=until)
+        quantizer = trainer.quantizer
+        fresh = MultiCodebookQuantizer(10, quantizer.codebook_size, quantizer.num_codebooks, normalize=True)
+        fresh.load_state_dict(quantizer.state_dict())
+        expected = fresh.encode(frames)
+        assert_equal(quantizer.encode(frames), expected)
+        assert_equal(quantizer.eval().encode(frames), expected)
+        quantizer.train()
 
 
 def test_training_leaves_the_global_generator_alone() -> None:
