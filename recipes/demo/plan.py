@@ -120,6 +120,7 @@ def _stream_stages(
             ),
             needs=(f"quantizer_{stream}",),
             num_threads=num_cores,
+            num_processes=num_cores,
         ),
     ]
 

@@ -38,6 +38,9 @@ class Stage:
     num_threads: int = 1
     """Threads that the command may use; commands run side by side while they fit the machine's cores."""
 
+    num_processes: int = 1
+    """Processes that share the threads."""
+
 
 @dataclass
 class _Run:
@@ -115,7 +118,7 @@ class StageRunner:
 
     def _start(self, run: _Run) -> None:
         environment = os.environ | {
-            "OMP_NUM_THREADS": str(run.stage.num_threads),
+            "OMP_NUM_THREADS": str(max(1, run.stage.num_threads // run.stage.num_processes)),
             "PYTHONUNBUFFERED": "1",
             "FAIRSEQ2_EXTENSION_TRACE": "1",
         }

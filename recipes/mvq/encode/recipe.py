@@ -97,6 +97,9 @@ class MvqEncodeTask(Task):
         self._shards = [rows[start : start + size] for start in range(0, len(rows), size)]
         self._stop_requested = False
         self._step_nr = 0
+        if (num_threads := config.common.torch.num_threads) is not None:
+            # fairseq2 lets OMP_NUM_THREADS win; codes must not depend on where they were made.
+            torch.set_num_threads(num_threads)
 
     @override
     def run(self) -> None:
