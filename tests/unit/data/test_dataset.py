@@ -120,15 +120,16 @@ def test_weights_are_shares_of_seconds(
     speech: CorpusConfig, audio: CorpusConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BatchLoader, "_read_waveform", lambda _, __, ___, length: np.zeros(length, dtype=np.float32))
-    options = replace(OPTIONS, streams={})
+    # Rows of audio are twice as long on average, so shares of rows would be far off.
+    options = replace(OPTIONS, streams={}, max_seconds=6.0, max_batch_seconds=12.0)
     seconds = [sum(row.duration for row in read_manifest(corpus.manifest)) for corpus in (speech, audio)]
     unweighted = [replace(speech, weight=None), replace(audio, weight=None)]
 
     for corpora, share in [((speech, audio), 0.3), (unweighted, seconds[1] / sum(seconds))]:
-        batches = read_batches(open_reader(*corpora, options=options), 1000)
+        batches = read_batches(open_reader(*corpora, options=options), 800)
         audio_seconds = sum((batch.lengths.double() @ batch.domains.double()).item() for batch in batches) / 16_000
 
-        assert audio_seconds / sum(batch.seconds for batch in batches) == pytest.approx(share, abs=0.02)
+        assert audio_seconds / sum(batch.seconds for batch in batches) == pytest.approx(share, abs=0.03)
 
 
 def test_batches_are_never_longer_than_allowed_and_hold_like_lengths(speech: CorpusConfig, audio: CorpusConfig) -> None:
