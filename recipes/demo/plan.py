@@ -52,7 +52,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
     """Return the demo's stages: two chains, one for each teacher, that meet in pre-training."""
     everything, audio = folders.corpora / "all.tsv", folders.corpora / "audio" / "all.tsv"
     speech = folders.corpora / "speech" / "train.tsv"
-    # Small operations gain more from two processes than from two threads; the batch of both together stays 30 s.
+    # Small operations gain more from two processes than from two threads; the batch of both together stays 24 s.
     num_trainers = min(num_cores, 2)
     return [
         Stage(
@@ -70,7 +70,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
                 *_torchrun(num_trainers),
                 *_recipe("recipes.spear.pretrain", folders.pretraining),
                 *("--config-file", "recipes/spear/pretrain/configs/tiny_demo.yaml", "--config"),
-                f"dataset.max_batch_seconds={30 / num_trainers}",
+                f"dataset.max_batch_seconds={24 / num_trainers}",
                 f"dataset.config_overrides.train={_corpora(folders, 'train')}",
                 f"dataset.config_overrides.valid={_corpora(folders, 'valid')}",
                 f"regime.num_steps={num_steps}",

@@ -38,7 +38,7 @@ def write_random_codes(
     manifest: Path,
     *,
     frame_rate_hz: float,
-    num_codebooks: int = 8,
+    num_codebooks: int = 2,
     quantizer: str = "0123456789abcdef",
     seed: int = 0,
 ) -> Path:
