@@ -17,6 +17,7 @@ from fairseq2.utils.structured import ValueConverter
 
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.batch import CODE_PADDING, SpearBatch
+from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.dataset import SPEAR_DATASET, CorpusConfig, SpearDataset, SpearDatasetConfig, open_spear_dataset
 from spear_plugin.data.manifest import read_manifest, write_manifest
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
@@ -278,6 +279,16 @@ def test_short_rows_are_left_out_with_one_line(tmp_path: Path, caplog: pytest.Lo
     (line,) = [record.getMessage() for record in caplog.records if "Corpus short" in record.getMessage()]
     assert "4 rows, 2 examples" in line
     assert "left out 2 rows and 1 ends of rows shorter than 0.2 s, 0 rows without codes" in line
+
+
+def test_a_damaged_id_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, "speech", [1.0] * 3)
+    write_manifest(corpus.manifest, read_manifest(corpus.manifest)[:2])  # so that ids are searched
+    shard = corpus.codes["speech"] / "shard-00000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"speech1", b"speechX"))
+
+    with pytest.raises(CodeStoreError, match=r"shard-00000.arrow: the shard is damaged: its checksum does not match"):
+        open_reader(corpus)
 
 
 def test_a_store_of_a_larger_manifest_will_do(speech: CorpusConfig, tmp_path: Path) -> None:
