@@ -23,9 +23,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_text("old")
 
-    with pytest.raises(OSError, match="disk full"), atomic_file(path) as temporary:
-        temporary.write_text("ne")
-        raise OSError("disk full")
+    def write() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
