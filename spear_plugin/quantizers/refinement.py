@@ -167,11 +167,13 @@ def _products(even: Tensor, odd: Tensor, even_entries: Tensor, odd_entries: Tens
     """Return twice the inner products (H, B, I odd, I even) of options (H, B, I, L) of neighbouring groups."""
     even, even_entries = _drop_unused(even, even_entries)
     odd, odd_entries = _drop_unused(odd, odd_entries)
-    # (H, B, U), (H, B, U) -> (H, B, U even, U odd)
-    index = (even_entries * len(cross))[..., None] + odd_entries[:, :, None]
+    # (H, B, U), (H, B, U) -> (H, B, U odd, U even); 32 bits address 46,340 entries
+    index = odd_entries.int()[..., None] + (even_entries * len(cross)).int()[:, :, None]
     products = cross.view(-1).index_select(0, index.view(-1)).view_as(index)
-    # -> (H, B, I even, U odd) -> (H, B, I odd, I even)
-    return _sum_members(odd, _sum_members(even, products).mT)
+    if even.size(-1) == 1:
+        return products  # each entry is an option
+    # -> (H, B, I odd, U even) -> (H, B, I even, I odd)
+    return _sum_members(even, _sum_members(odd, products).mT).mT
 
 
 def _drop_unused(options: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
