@@ -126,6 +126,10 @@ class SpearConfig(Validatable):
     alpha: float = 0.5
     """The weight of masked against unmasked frames: 2 ``alpha`` to 2 (1 - ``alpha``); 0.5 counts all frames alike."""
 
+    head_init_scale: float = 1.0
+    """Factor on the standard deviation of new heads, D^-0.5 in the authors' code. With 1 the loss begins well above that
+    of guessing, and AdamW first shrinks the features; 0.1 suits short runs with it."""
+
     loss_on_padding: bool = False
     """If ``True``, the 3 or 4 code frames that reach beyond an utterance's last encoder frame are predicted from its
     padding, as in the authors' code; else they are left out."""
@@ -145,6 +149,8 @@ class SpearConfig(Validatable):
             result.add_error(f"`target_streams` must have distinct names, but has {names} instead.")
         if not 0.0 <= self.alpha <= 1.0:
             result.add_error(f"`alpha` must be in [0, 1], but is {self.alpha} instead.")
+        if self.head_init_scale < 0.0:
+            result.add_error(f"`head_init_scale` must not be negative, but is {self.head_init_scale} instead.")
         for stream in self.target_streams:
             try:
                 CodeAlignment.between(stream.frame_rate_hz, output_frame_rate_hz(self))

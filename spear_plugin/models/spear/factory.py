@@ -36,4 +36,5 @@ def _create_head(config: SpearConfig, stream: TargetStreamConfig) -> CodebookHea
         alignment=CodeAlignment.between(stream.frame_rate_hz, output_frame_rate_hz(config)),
         alpha=config.alpha,
         domain_weights=[stream.weights.get(domain, 0.0) for domain in DOMAINS],
+        init_scale=config.head_init_scale,
     )

@@ -56,6 +56,7 @@ class CodebookHead(Module):
         alignment: CodeAlignment,
         alpha: float,
         domain_weights: Sequence[float],
+        init_scale: float = 1.0,
     ) -> None:
         """Create a head.
 
@@ -66,19 +67,21 @@ class CodebookHead(Module):
             alignment: How the frames of codes meet those of the encoder.
             alpha: Share of masked frames in the loss: they weigh 2 * ``alpha``, the others 2 * (1 - ``alpha``).
             domain_weights: Weight of an utterance's loss, by the number of its domain.
+            init_scale: Factor on the standard deviation ``D ** -0.5`` of new weights.
         """
         super().__init__()
         self.num_codebooks = num_codebooks
         self.alignment = alignment
         self.alpha = alpha
         self.domain_weights = tuple(domain_weights)
+        self.init_scale = init_scale
         num_classifiers = num_codebooks * alignment.num_stacked
         self.weight = Parameter(torch.empty((num_classifiers, codebook_size, dim)))
         self.bias = Parameter(torch.empty((num_classifiers, codebook_size)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        torch.nn.init.normal_(self.weight, std=self.weight.size(2) ** -0.5)
+        torch.nn.init.normal_(self.weight, std=self.init_scale * self.weight.size(2) ** -0.5)
         torch.nn.init.zeros_(self.bias)
 
     @override

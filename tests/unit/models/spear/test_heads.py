@@ -116,3 +116,21 @@ def test_weights_start_with_unit_variance_of_the_scores() -> None:
 def test_rates_that_do_not_fit_raise_an_error() -> None:
     with pytest.raises(ValueError, match="must be a multiple or a fraction of the encoder's 50 Hz, but is 40"):
         CodeAlignment.between(40.0, 50.0)
+
+
+def test_a_smaller_initial_scale_makes_the_first_predictions_more_alike() -> None:
+    heads = [
+        CodebookHead(
+            64,
+            2,
+            256,
+            alignment=CodeAlignment.between(50.0, 50.0),
+            alpha=0.5,
+            domain_weights=[1.0, 1.0],
+            init_scale=scale,
+        )
+        for scale in (1.0, 0.1)
+    ]
+    frames = torch.randn(2, 50, 64)
+    deviations = [head.predict(frames).std().item() for head in heads]
+    assert deviations == pytest.approx([1.0, 0.1], rel=0.1)
