@@ -127,8 +127,8 @@ class SpearConfig(Validatable):
     """The weight of masked against unmasked frames: 2 ``alpha`` to 2 (1 - ``alpha``); 0.5 counts all frames alike."""
 
     head_init_scale: float = 1.0
-    """Factor on the standard deviation of new heads, D^-0.5 in the authors' code. With 1 the loss begins well above that
-    of guessing, and AdamW first shrinks the features; 0.1 suits short runs with it."""
+    """Factor on the standard deviation of new heads, D^-0.5 in the authors' code. With 1 the loss begins well above
+    that of guessing, and AdamW first shrinks the features; 0.1 suits short runs with it."""
 
     loss_on_padding: bool = False
     """If ``True``, the 3 or 4 code frames that reach beyond an utterance's last encoder frame are predicted from its
