@@ -1,4 +1,4 @@
-"""The one place that registers cards, model and dataset families, metric names and error lines with fairseq2."""
+"""The one place that registers with fairseq2: cards, families, optimizers, schedules, metric names, error lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from fairseq2.composition import register_dataset_family, register_model_family,
 from fairseq2.logging import log
 from fairseq2.metrics import format_as_float
 from fairseq2.metrics.recorders import MetricDescriptor
+from fairseq2.optim.lr_schedulers import LRScheduler
 from fairseq2.recipe import register_cli_error
+from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer
+from torch.optim import Optimizer
 
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.codes import CodeStoreError
@@ -25,6 +28,14 @@ from spear_plugin.models.spear import (
     convert_spear_state_dict,
     create_spear_model,
     register_spear_configs,
+)
+from spear_plugin.optim import (
+    EDEN_LR,
+    SCALED_ADAM_OPTIMIZER,
+    EdenLRConfig,
+    ScaledAdamConfig,
+    create_eden,
+    create_scaled_adam,
 )
 from spear_plugin.quantizers import (
     MVQ_QUANTIZER_FAMILY,
@@ -47,6 +58,7 @@ def register_spear_plugin(container: DependencyContainer) -> None:
     _register_spear(container)
     _register_mvq_quantizer(container)
     _register_spear_dataset(container)
+    _register_optim(container)
     _register_metric_names(container)
     _register_error_lines(container)
 
@@ -82,6 +94,13 @@ def _register_spear_dataset(container: DependencyContainer) -> None:
     register_dataset_family(
         container, SPEAR_DATASET, kls=SpearDataset, config_kls=SpearDatasetConfig, opener=open_spear_dataset
     )
+
+
+def _register_optim(container: DependencyContainer) -> None:
+    register_component(
+        container, Optimizer, SCALED_ADAM_OPTIMIZER, config_kls=ScaledAdamConfig, factory=create_scaled_adam
+    )
+    register_component(container, LRScheduler, EDEN_LR, config_kls=EdenLRConfig, factory=create_eden)
 
 
 def _register_metric_names(container: DependencyContainer) -> None:
