@@ -8,7 +8,7 @@ help:
 	@echo "make setup   create .venv with pinned packages (a second run takes a second)"
 	@echo "make demo    real speech and audio -> quantizers -> codes -> pre-training -> probes -> demo/report.html"
 	@echo "make test    ruff, mypy --strict, pytest"
-	@echo "make bench   benchmarks against lhotse and multi-quantization"
+	@echo "make bench   benchmarks against lhotse, multi-quantization and AdamW"
 
 setup:
 	@./setup.sh
@@ -28,6 +28,7 @@ bench: setup
 	$(PYTHON) -m benchmarks.mvq_encode
 	$(PYTHON) -m benchmarks.fbank
 	$(PYTHON) -m benchmarks.data_pipeline
+	$(PYTHON) -m benchmarks.scaled_adam
 
 clean:
 	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
