@@ -15,6 +15,8 @@ from torch.nn import Module, Parameter
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
+from spear_plugin.nn.gradients import ParameterLimits
+
 SMALLEST_RMS: Final = 1e-4
 """BiasNorm treats a frame closer than this to its bias as if it were this far: a frame of zeros gives zeros and finite
 gradients where the plain formula gives NaN. Frames of a working model are thousands of times further away."""
@@ -83,9 +85,11 @@ class BiasNorm(Module):
     log_scale: Parameter
     bias: Parameter
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, limits: ParameterLimits | None = None) -> None:
+        """Create a norm of D channels whose ``log_scale`` stays within ``limits``, if given, in training."""
         super().__init__()
 
+        self.limits = limits
         self.log_scale = Parameter(torch.empty(()))
         self.bias = Parameter(torch.empty(dim))
 
@@ -103,7 +107,9 @@ class BiasNorm(Module):
         # `clamp_min` cuts the gradient off where the norm's own derivative, 1 / norm, would explode.
         rms = (norm * self.bias.numel() ** -0.5).clamp_min(SMALLEST_RMS)
 
-        y: Tensor = x * (self.log_scale.exp() / rms)
+        log_scale = self.log_scale if self.limits is None else self.limits(self.log_scale)
+
+        y: Tensor = x * (log_scale.exp() / rms)
 
         return y
 

@@ -135,6 +135,9 @@ def test_each_module_of_a_layer_equals_the_authors(modules: dict[str, Tensor]) -
     outputs: dict[str, Tensor] = {}
 
     for name, module in layer.named_children():
+        if f"out.{name}" not in tnd:
+            continue  # a rule for gradients
+
         module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.update({name: output}))
 
     positions = torch.cat([tnd["pos_emb"][0], torch.zeros(1, 48)])

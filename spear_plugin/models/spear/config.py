@@ -134,9 +134,10 @@ class SpearConfig(Validatable):
     """If ``True``, the 3 or 4 code frames that reach beyond an utterance's last encoder frame are predicted from its
     padding, as in the authors' code; else they are left out."""
 
-    reference_padding: bool = False
+    reference_padding: bool = True
     """If ``True``, the encoder lets padding reach the last frames of an utterance when codes are predicted, as in the
-    authors' code; else an utterance is encoded as if it were alone."""
+    authors' code; else an utterance is encoded as if it were alone. Features are always those of the latter, unless
+    asked for otherwise."""
 
     def validate(self) -> ValidationResult:
         result = ValidationResult()
@@ -177,7 +178,7 @@ def register_spear_configs(container: DependencyContainer) -> None:
     def register(name: str, create_zipformer_config: Callable[[], ZipformerConfig]) -> None:
         arch(name)(lambda: SpearConfig(zipformer=create_zipformer_config()))
 
-    register("tiny", zipformer_tiny)
+    arch("tiny")(lambda: SpearConfig(zipformer=zipformer_tiny(), reference_padding=False))
     register("base", zipformer_base)
     register("large", zipformer_large)
     register("xlarge", zipformer_xlarge)

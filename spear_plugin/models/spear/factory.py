@@ -5,7 +5,8 @@ from spear_plugin.models.spear.config import DOMAINS, SpearConfig, TargetStreamC
 from spear_plugin.models.spear.heads import CodebookHead
 from spear_plugin.models.spear.masker import FbankMasker
 from spear_plugin.models.spear.model import SpearModel
-from spear_plugin.models.zipformer import create_conv_subsampling, create_zipformer
+from spear_plugin.models.zipformer import create_conv_subsampling, create_zipformer, num_whiteners
+from spear_plugin.nn.training_state import TrainingState
 
 
 def create_spear_model(config: SpearConfig) -> SpearModel:
@@ -21,6 +22,7 @@ def create_spear_model(config: SpearConfig) -> SpearModel:
             channel_probability=config.masking.channel_probability,
             channel_span=config.masking.channel_span,
         ),
+        TrainingState(num_whiteners(config.zipformer)),
         output_factor=2 * config.zipformer.output_downsampling_factor,
         loss_on_padding=config.loss_on_padding,
         reference_padding=config.reference_padding,

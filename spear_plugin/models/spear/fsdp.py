@@ -1,30 +1,23 @@
 from __future__ import annotations
 
-from fairseq2.error import NotSupportedError
+from typing import NoReturn
+
 from fairseq2.nn.fsdp import FSDPWrapper
-from torch.nn import Module, ModuleList
+from fairseq2.utils.validation import ValidationError
 
 from spear_plugin.models.spear.model import SpearModel
 
 
-def apply_fsdp_to_spear(model: SpearModel, granularity: str, wrapper: FSDPWrapper) -> Module:
-    """Shard the encoder by ``granularity``: each Zipformer layer, or each stack of layers at one frame rate.
+def apply_fsdp_to_spear(model: SpearModel, granularity: str, wrapper: FSDPWrapper) -> NoReturn:
+    """Refuse to shard the model, in one line that names the option to change.
 
     Raises:
-        NotSupportedError: If ``granularity`` is neither ``layer`` nor ``stack``.
+        ValidationError: Always. The scale of each norm is a parameter without axes in the released weights, and neither
+            version of FSDP takes one.
     """
-    if granularity == "layer":
-        _wrap_all(model.encoder.layer_lists, wrapper)
-    elif granularity == "stack":
-        _wrap_all([model.encoder.encoders], wrapper)
-    else:
-        raise NotSupportedError(f"`granularity` must be 'layer' or 'stack', but is {granularity!r} instead.")
-    return model
-
-
-def _wrap_all(module_lists: list[ModuleList], wrapper: FSDPWrapper) -> None:
-    last = module_lists[-1][-1]
-    for modules in module_lists:
-        for index, module in enumerate(modules):
-            # The backward pass starts with the last one, so its parameters stay gathered.
-            modules[index] = wrapper(module, reshard_after_forward=False if module is last else None)
+    del model, granularity, wrapper
+    raise ValidationError(
+        "SPEAR cannot be sharded, because FSDP takes no parameters without axes, as the scales of its norms are. Set "
+        "`trainer.data_parallelism` to 'ddp'.",
+        field="trainer",
+    )

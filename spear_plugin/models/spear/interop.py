@@ -13,6 +13,8 @@ from typing import Final, cast
 from fairseq2.models.utils.checkpoint import convert_state_dict
 
 from spear_plugin.models.spear.config import SpearConfig
+from spear_plugin.models.zipformer import num_whiteners
+from spear_plugin.nn.training_state import TrainingState
 
 _UNUSED: Final = re.compile(
     r"encoder\.encoders\.\d+\.(encoder\.)?layers\.\d+\.bypass_scale"  # bypass and bypass_mid have their own
@@ -32,7 +34,11 @@ def convert_spear_state_dict(state_dict: dict[str, object], config: SpearConfig)
         state_dict = cast("dict[str, object]", state_dict["model"])
     state_dict = convert_state_dict(state_dict, {r"^(module\.)?(model\.model\.)?": ""})
     state_dict = convert_state_dict(state_dict, _create_head_map(config))
-    return {key: value for key, value in state_dict.items() if _is_used(key, config)}
+    state_dict = {key: value for key, value in state_dict.items() if _is_used(key, config)}
+    if "training_state.batch_count" not in state_dict:
+        # The authors do not save how far training was.
+        state_dict |= TrainingState(num_whiteners(config.zipformer)).state_dict(prefix="training_state.")
+    return state_dict
 
 
 def _create_head_map(config: SpearConfig) -> dict[str, str]:

@@ -19,6 +19,7 @@ from spear_plugin.models.spear.fbank import NUM_MEL_BINS, compute_fbank
 from spear_plugin.models.spear.heads import CodebookHead, StreamOutput
 from spear_plugin.models.spear.masker import FbankMasker, FbankMasks
 from spear_plugin.models.zipformer import ConvSubsampling, ZipformerEncoder
+from spear_plugin.nn.training_state import TrainingState
 
 
 @dataclass(kw_only=True)
@@ -62,6 +63,7 @@ class SpearModel(Module):
         encoder: ZipformerEncoder,
         heads: Mapping[str, CodebookHead],
         masker: FbankMasker,
+        training_state: TrainingState,
         *,
         output_factor: int,
         loss_on_padding: bool = False,
@@ -75,6 +77,7 @@ class SpearModel(Module):
             encoder: The Zipformer.
             heads: By the name of their target stream.
             masker: Draws masks on the input.
+            training_state: What the encoder's schedules and whiteners know about the course of training.
             output_factor: Log-mel frames for one encoder frame, 2 or 4.
             loss_on_padding: Whether frames beyond an utterance's end are predicted, where they have codes.
             reference_padding: Whether padding reaches the last frames of an utterance in :meth:`forward`.
@@ -86,6 +89,7 @@ class SpearModel(Module):
         self.encoder = encoder
         self.heads = ModuleDict(heads)
         self.masker = masker
+        self.training_state = training_state
         self.output_factor = output_factor
         self.loss_on_padding = loss_on_padding
         self.reference_padding = reference_padding
@@ -176,11 +180,25 @@ class SpearModel(Module):
     def _encode(
         self, fbank: Tensor, lengths: Tensor, *, reference_padding: bool, collect_layers: bool = True
     ) -> SpearFeatures:
+        if self.training:
+            self.training_state.prepare(self)
         # (N, F, M) -> (N, T, D)
         frames, frame_lengths = self.encoder_embed(fbank, lengths, reference_padding=reference_padding)
         output = self.encoder(frames, frame_lengths, reference_padding=reference_padding, collect_layers=collect_layers)
         assert output.lengths is not None
         return SpearFeatures(last=output.last, lengths=output.lengths, layers=output.layers)
+
+    def set_batch_count(self, batch_count: float | None) -> None:
+        """Tell the encoder's schedules how far training is; a recipe does so every tenth step or so.
+
+        Args:
+            batch_count: Batches of a standard amount of audio so far; in the authors' runs seconds of audio by 600.
+                None, the state of a new model and of the released ones, gives schedules their default values.
+
+        Raises:
+            ValueError: If ``batch_count`` is negative.
+        """
+        self.training_state.set_batch_count(self, batch_count)
 
     def get_head(self, stream: str) -> CodebookHead:
         """Return the classifiers of a target stream.

@@ -15,6 +15,8 @@ from torch.nn import Module
 from typing_extensions import override
 
 from spear_plugin.models.zipformer.initialization import BRANCH_SCALE, scaled
+from spear_plugin.models.zipformer.regularization import PLAIN, Regularizers, ramp
+from spear_plugin.nn.schedules import draw_uniform
 
 PADDING_SCORE: Final = -1000.0
 """Score of a padded key: its weight becomes exactly 0, and a row without any valid key stays finite."""
@@ -70,7 +72,15 @@ class RelativeAttentionWeights(Module):
     division by the square root of the head width; the initial scale of the projection accounts for it.
     """
 
-    def __init__(self, dim: int, num_heads: int, query_head_dim: int, pos_head_dim: int, pos_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        query_head_dim: int,
+        pos_head_dim: int,
+        pos_dim: int,
+        regularizers: Regularizers = PLAIN,
+    ) -> None:
         super().__init__()
 
         self.num_heads = num_heads
@@ -78,6 +88,11 @@ class RelativeAttentionWeights(Module):
 
         self.in_proj = Linear(dim, sum(self.split_sizes), bias=True, init_fn=scaled(query_head_dim**-0.25))
         self.linear_pos = Linear(pos_dim, num_heads * pos_head_dim, bias=False, init_fn=scaled(0.05))
+
+        self.balance_keys = regularizers.create_balancer((0.4, 0.6), (0.0, 100.0), probability=0.025)
+        self.whiten_keys = regularizers.create_whitener(3.0, 2.0, grad_scale=0.025, num_groups=num_heads)
+        self.position_skip = regularizers.create_position_skip()
+        self.score_penalty = regularizers.create_score_penalty()
 
     @override
     def forward(self, x: Tensor, positions: Tensor, padding_mask: Tensor | None) -> Tensor:
@@ -91,23 +106,19 @@ class RelativeAttentionWeights(Module):
 
         queries, keys, pos_queries = torch.split(self.in_proj(x), self.split_sizes, dim=-1)
 
-        # (2 T, P) -> (2 T, H * p) -> (H, p, 2 T)
-        pos_keys = torch.unflatten(self.linear_pos(positions), -1, (self.num_heads, -1)).permute(1, 2, 0)
-
-        # (N, T, H * p) -> (H, N * T, p)
-        pos_queries = torch.unflatten(pos_queries.flatten(0, 1), -1, (self.num_heads, -1)).transpose(0, 1)
-
-        # (H, N * T, 2 T) -> (H * N, T, T)
-        pos_scores = shift_to_relative(pos_queries.bmm(pos_keys).view(-1, num_frames, 2 * num_frames))
+        keys = self.whiten_keys(self.balance_keys(keys))
 
         # (N, T, H * q) -> (H * N, T, q)
         queries = split_heads(queries, self.num_heads).flatten(0, 1)
         keys = split_heads(keys, self.num_heads).flatten(0, 1)
 
-        scores = torch.baddbmm(pos_scores, queries, keys.transpose(1, 2))
+        if self._skips_positions():
+            scores = queries.bmm(keys.transpose(1, 2))
+        else:
+            scores = torch.baddbmm(self._score_positions(pos_queries, positions), queries, keys.transpose(1, 2))
 
         # (H * N, T, T) -> (H, N, T, T)
-        scores = scores.view(self.num_heads, batch_size, num_frames, num_frames)
+        scores = self.score_penalty(scores.view(self.num_heads, batch_size, num_frames, num_frames))
 
         if padding_mask is not None:
             scores = scores.masked_fill_(padding_mask[:, None, :], PADDING_SCORE)
@@ -115,6 +126,24 @@ class RelativeAttentionWeights(Module):
         softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
 
         return scores.softmax(dim=-1, dtype=softmax_dtype).type_as(scores)
+
+    def _skips_positions(self) -> bool:
+        p = self.position_skip.value
+
+        return p > 0.0 and draw_uniform() < p
+
+    def _score_positions(self, pos_queries: Tensor, positions: Tensor) -> Tensor:
+        """Return (H * N, T, T) from positional queries (N, T, H * p) and the table (2 T, P)."""
+        num_frames = pos_queries.size(1)
+
+        # (2 T, P) -> (2 T, H * p) -> (H, p, 2 T)
+        pos_keys = torch.unflatten(self.linear_pos(positions), -1, (self.num_heads, -1)).permute(1, 2, 0)
+
+        # (N, T, H * p) -> (H, N * T, p)
+        pos_queries = torch.unflatten(pos_queries.flatten(0, 1), -1, (self.num_heads, -1)).transpose(0, 1)
+
+        # (H, N * T, 2 T) -> (H * N, T, T)
+        return shift_to_relative(pos_queries.bmm(pos_keys).view(-1, num_frames, 2 * num_frames))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -128,13 +157,14 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 class SelfAttention(Module):
     """Averages projected values over time with given attention weights."""
 
-    def __init__(self, dim: int, num_heads: int, value_head_dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int, value_head_dim: int, regularizers: Regularizers = PLAIN) -> None:
         super().__init__()
 
         self.num_heads = num_heads
 
         self.in_proj = Linear(dim, num_heads * value_head_dim, bias=True)
         self.out_proj = Linear(num_heads * value_head_dim, dim, bias=True, init_fn=scaled(BRANCH_SCALE))
+        self.whiten = regularizers.create_whitener(7.5, 3.0)
 
     @override
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
@@ -145,7 +175,7 @@ class SelfAttention(Module):
         # (H, N, T, v) -> (N, T, H, v) -> (N, T, H * v)
         values = weights.matmul(values).permute(1, 2, 0, 3).flatten(2)
 
-        return self.out_proj(values)
+        return self.whiten(self.out_proj(values))
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -154,20 +184,24 @@ class SelfAttention(Module):
 class NonlinearAttention(Module):
     """Averages gated features over time with the weights of one head, and gates the result (Zipformer, figure 3)."""
 
-    def __init__(self, dim: int, inner_dim: int) -> None:
+    def __init__(self, dim: int, inner_dim: int, regularizers: Regularizers = PLAIN) -> None:
         super().__init__()
 
         self.in_proj = Linear(dim, 3 * inner_dim, bias=True)
         self.out_proj = Linear(inner_dim, dim, bias=True, init_fn=scaled(BRANCH_SCALE))
+
+        self.balancer = regularizers.create_balancer((ramp(0.25, 0.05), ramp(0.75, 0.95)), (0.5, 5.0))
+        self.whiten1 = regularizers.create_whitener(5.0, 2.0)
+        self.whiten2 = regularizers.create_whitener(5.0, 3.0)
 
     @override
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         """Return (N, T, D) from ``x`` (N, T, D) and the attention weights (N, T, T) of one head."""
         gates, values, out_gates = self.in_proj(x).chunk(3, dim=-1)
 
-        values = weights.bmm(values * gates.tanh())
+        values = weights.bmm(self.whiten1(values) * self.balancer(gates).tanh())
 
-        return self.out_proj(values * out_gates)
+        return self.whiten2(self.out_proj(values * out_gates))
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from fairseq2.utils.validation import Validatable, ValidationResult
 
+from spear_plugin.models.zipformer.regularization import RegularizationConfig, plain_regularization
+
 
 @dataclass(kw_only=True)
 class ZipformerConfig(Validatable):
@@ -58,11 +60,17 @@ class ZipformerConfig(Validatable):
     """The downsampling of the output: 1 gives 50 Hz, 2 gives 25 Hz."""
 
     # Regularization
+    encoder_unmasked_dims: list[int] | None = None
+    """The number of channels of each stack that feature masks never touch; None for half of each width."""
+
     dropout_p: float = 0.1
-    """The dropout probability in the feed-forward modules and after the front end."""
+    """The dropout probability in the feed-forward modules and after the front end; the last one of a schedule."""
 
     pos_dropout_p: float = 0.15
     """The dropout probability on the positional encoding."""
+
+    regularization: RegularizationConfig = field(default_factory=RegularizationConfig)
+    """The switches for what acts in training only."""
 
     @property
     def num_stacks(self) -> int:
@@ -95,7 +103,12 @@ class ZipformerConfig(Validatable):
         return result
 
     def _validate_stacks(self, result: ValidationResult) -> None:
-        for name in ("num_layers", "encoder_dims", "feedforward_dims", "kernel_sizes", "num_heads"):
+        names = ["num_layers", "encoder_dims", "feedforward_dims", "kernel_sizes", "num_heads"]
+
+        if self.encoder_unmasked_dims is not None:
+            names.append("encoder_unmasked_dims")
+
+        for name in names:
             values: list[int] = getattr(self, name)
 
             if len(values) != self.num_stacks:
@@ -135,12 +148,16 @@ def zipformer_xlarge() -> ZipformerConfig:
     return ZipformerConfig(
         num_layers=[1, 2, 3, 4, 1, 1, 1],
         encoder_dims=[1280] * 7,
+        encoder_unmasked_dims=[768] * 7,
         feedforward_dims=[3840] * 7,
     )
 
 
 def zipformer_tiny() -> ZipformerConfig:
-    """Return our own small size, which a CPU core trains at 50 times real time."""
+    """Return our own small size, which a CPU core trains at 50 times real time.
+
+    It trains for some thousand steps, where the authors' schedules would still be at their beginning.
+    """
     return ZipformerConfig(
         subsampling_channels=[4, 8, 16],
         downsampling_factors=[1, 2, 4, 2, 1],
@@ -149,4 +166,5 @@ def zipformer_tiny() -> ZipformerConfig:
         feedforward_dims=[384] * 5,
         kernel_sizes=[31, 31, 15, 31, 31],
         num_heads=[4] * 5,
+        regularization=plain_regularization(),
     )

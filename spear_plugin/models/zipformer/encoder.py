@@ -18,6 +18,7 @@ from typing_extensions import override
 from spear_plugin.models.zipformer.attention import relative_positions
 from spear_plugin.models.zipformer.layer import Bypass, ZipformerLayer
 from spear_plugin.models.zipformer.padding import Padding
+from spear_plugin.nn.gradients import ParameterLimits
 
 
 @dataclass(kw_only=True)
@@ -91,10 +92,17 @@ class ZipformerStack(Module):
 
     factor: int = 1
 
-    def __init__(self, layers: Sequence[ZipformerLayer], dim: int, pos_dropout_p: float) -> None:
+    def __init__(
+        self, layers: Sequence[ZipformerLayer], dim: int, pos_dropout_p: float, unmasked_dim: int | None = None
+    ) -> None:
+        """Put a stack together.
+
+        :param unmasked_dim: The number of channels that feature masks leave alone; None for half of ``dim``.
+        """
         super().__init__()
 
         self.dim = dim
+        self.unmasked_dim = dim // 2 if unmasked_dim is None else min(unmasked_dim, dim)
         self.pos_dropout_p = pos_dropout_p
 
         self.layers = ModuleList(layers)
@@ -111,12 +119,21 @@ class ZipformerStack(Module):
                 target.copy_(source)
 
     @override
-    def forward(self, x: Tensor, positions: Tensor, padding: Padding | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, positions: Tensor, padding: Padding | None, row_masks: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the output (N, T, D) and the outputs of all layers, the last of which it is.
 
         :param x: The input (N, T, D).
         :param positions: The positional encoding, of which the middle 2 T rows are used.
+        :param row_masks: What utterances keep of the maskable channels, see :func:`draw_row_masks`.
         """
+        if row_masks is not None:
+            # (N, 2) -> (N, 1, D)
+            feature_mask = expand_row_masks(row_masks, self.dim, self.unmasked_dim).type_as(x)
+
+            x = x * feature_mask
+
         num_frames = x.size(1)
 
         padding_mask = None if padding is None else padding.mask(num_frames)
@@ -131,6 +148,9 @@ class ZipformerStack(Module):
         for layer in self.layers:
             x = layer(x, positions, padding_mask)
 
+            if row_masks is not None:
+                x = x * feature_mask
+
             outputs.append(x)
 
         return x, outputs
@@ -142,7 +162,7 @@ class ZipformerStack(Module):
 class DownsampledStack(Module):
     """Runs a stack at 1 / R of the frame rate and mixes what it gives with the stack's input."""
 
-    def __init__(self, encoder: ZipformerStack, factor: int) -> None:
+    def __init__(self, encoder: ZipformerStack, factor: int, bypass_limits: ParameterLimits | None = None) -> None:
         super().__init__()
 
         self.dim = encoder.dim
@@ -150,18 +170,22 @@ class DownsampledStack(Module):
 
         self.downsample = Downsample(factor)
         self.encoder = encoder
-        self.out_combiner = Bypass(encoder.dim)
+        self.out_combiner = Bypass(encoder.dim, bypass_limits)
 
     @property
     def layers(self) -> ModuleList:
         return self.encoder.layers
 
     @override
-    def forward(self, x: Tensor, positions: Tensor, padding: Padding | None) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, positions: Tensor, padding: Padding | None, row_masks: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the output (N, T, D) and, at the lower rate, the outputs (N, ceil(T / R), D) of all layers."""
         y = self.downsample(x, padding)
 
-        y, outputs = self.encoder(y, positions, None if padding is None else padding.downsampled(self.factor))
+        padding = None if padding is None else padding.downsampled(self.factor)
+
+        y, outputs = self.encoder(y, positions, padding, row_masks)
 
         return self.out_combiner(x, upsample(y, self.factor, x.size(1))), outputs
 
@@ -177,10 +201,13 @@ class ZipformerEncoder(Module):
         encoders: Sequence[ZipformerStack | DownsampledStack],
         pos_dim: int,
         downsample_output: Downsample | None = None,
+        *,
+        feature_mask_p: float = 0.0,
     ) -> None:
         super().__init__()
 
         self.pos_dim = pos_dim
+        self.feature_mask_p = feature_mask_p
 
         self.encoders = ModuleList(encoders)
 
@@ -214,10 +241,12 @@ class ZipformerEncoder(Module):
         # (2 T, P)
         positions = relative_positions(num_frames, self.pos_dim, device=x.device).type_as(x)
 
+        row_masks = draw_row_masks(x, self.feature_mask_p) if self.training and self.feature_mask_p > 0.0 else None
+
         layers, stack_outputs = [], []
 
         for stack in self._stacks:
-            x, outputs = stack(_fit_width(x, stack.dim), positions, padding)
+            x, outputs = stack(_fit_width(x, stack.dim), positions, padding, row_masks)
 
             stack_outputs.append(x)
 
@@ -235,6 +264,26 @@ class ZipformerEncoder(Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def draw_row_masks(x: Tensor, p: float) -> Tensor:
+    """Draw which utterances of ``x`` (N, T, D) keep their maskable channels, in all stacks and frames alike.
+
+    :returns: Booleans (N, 2) for the lower and the upper half of those channels. Each half is lost with probability
+        ``p``; without the lower one, the upper one is lost as well.
+    """
+    return (torch.rand((x.size(0), 2), device=x.device) > p).cumprod(dim=1).bool()
+
+
+def expand_row_masks(row_masks: Tensor, dim: int, unmasked_dim: int) -> Tensor:
+    """Return a mask (N, 1, D) of booleans from those of :func:`draw_row_masks`."""
+    middle = unmasked_dim + (dim - unmasked_dim) // 2
+
+    channels = torch.arange(dim, device=row_masks.device)
+
+    lower, upper = row_masks[:, :1], row_masks[:, 1:]
+
+    return ((channels < unmasked_dim) | ((channels < middle) & lower) | upper)[:, None]
 
 
 def _fit_width(x: Tensor, dim: int) -> Tensor:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from spear_plugin.models.zipformer.initialization import init_scaled
 from spear_plugin.models.zipformer.layer import TimeSharedDropout
 from spear_plugin.models.zipformer.padding import padding_mask_of
+from spear_plugin.models.zipformer.regularization import PLAIN, Regularizers, draw_kept_rows, keep_rows
 from spear_plugin.nn.activations import BiasNorm, SwooshL, SwooshR
 
 MIN_NUM_INPUT_FRAMES: Final = 9
@@ -28,7 +29,7 @@ MIN_NUM_INPUT_FRAMES: Final = 9
 class ConvNeXt(Module):
     """Residual block of a depthwise 7 x 7 and two pointwise convolutions (Liu et al., 2022), without norm."""
 
-    def __init__(self, num_channels: int, *, expansion: int = 3) -> None:
+    def __init__(self, num_channels: int, *, expansion: int = 3, regularizers: Regularizers = PLAIN) -> None:
         super().__init__()
 
         inner = expansion * num_channels
@@ -37,6 +38,11 @@ class ConvNeXt(Module):
         self.pointwise_conv1 = Conv2d(num_channels, inner, kernel_size=1)
         self.activation = SwooshL()
         self.pointwise_conv2 = Conv2d(inner, num_channels, kernel_size=1)
+
+        self.skip = regularizers.create_branch_skip((0.0, 0.2), (20000.0, 0.015))
+        self.hidden_balancer = regularizers.create_balancer((0.3, 1.0), (0.75, 5.0))
+        self.out_balancer = regularizers.create_balancer((0.4, 0.6), (1.0, 6.0))
+        self.out_whiten = regularizers.create_whitener(5.0, 1.0)
 
         self.reset_parameters()
 
@@ -50,10 +56,15 @@ class ConvNeXt(Module):
         y = self.depthwise_conv(x).permute(0, 2, 3, 1)
 
         # (N, T, B, C) -> (N, T, B, 3 C) -> (N, T, B, C)
-        y = _convolve_points(self.pointwise_conv1, y)
+        y = self.hidden_balancer(_convolve_points(self.pointwise_conv1, y))
         y = _convolve_points(self.pointwise_conv2, self.activation(y))
 
-        return x + y.permute(0, 3, 1, 2)
+        # (N, C, T, B) -> (N, T, B, C), which both see as so many frames of C channels
+        y = x.permute(0, 2, 3, 1) + keep_rows(y, draw_kept_rows(y, self.skip))
+        y = self.out_whiten(self.out_balancer(y))
+
+        # (N, T, B, C) -> (N, C, T, B)
+        return y.permute(0, 3, 1, 2)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -67,32 +78,42 @@ def _convolve_points(conv: Conv2d, x: Tensor) -> Tensor:
 class ConvSubsampling(Module):
     """Halves the frame rate with three convolutions and a ConvNeXt block (Zipformer, section 3.1)."""
 
-    def __init__(self, num_mel_bins: int, channels: Sequence[int], dim: int, dropout_p: float) -> None:
+    def __init__(
+        self, num_mel_bins: int, channels: Sequence[int], dim: int, regularizers: Regularizers = PLAIN
+    ) -> None:
         super().__init__()
 
         conv1, conv2, conv3 = channels
 
-        # The numbers of the released state dict. Those left out belong to gradient hooks of the authors' training code.
+        def create_balancer(max_abs: float) -> Module:
+            return regularizers.create_balancer((0.05, 0.95), (0.2, max_abs), channel_dim=1)
+
+        # The numbers of the released state dict.
         self.conv = Sequential(
             OrderedDict[str, Module](
                 {
                     "0": Conv2d(1, conv1, kernel_size=3, padding=(0, 1)),
+                    "1": regularizers.create_first_conv_grad_scale(),
+                    "2": create_balancer(1.0),
                     "3": SwooshR(),
                     "4": Conv2d(conv1, conv2, kernel_size=3, stride=2),
+                    "5": create_balancer(4.0),
                     "6": SwooshR(),
                     "7": Conv2d(conv2, conv3, kernel_size=3, stride=(1, 2)),
+                    "8": create_balancer(4.0),
                     "9": SwooshR(),
                 }
             )
         )
 
-        self.convnext = ConvNeXt(conv3)
+        self.convnext = ConvNeXt(conv3, regularizers=regularizers)
 
         num_bins = ((num_mel_bins - 1) // 2 - 1) // 2
 
         self.out = Linear(conv3 * num_bins, dim, bias=True)
-        self.out_norm = BiasNorm(dim)
-        self.dropout = TimeSharedDropout(dropout_p)
+        self.out_whiten = regularizers.create_whitener(4.0, 2.0, grad_scale=0.02)
+        self.out_norm = BiasNorm(dim, regularizers.create_norm_limits())
+        self.dropout = TimeSharedDropout(regularizers.create_dropout())
 
     @override
     def forward(
@@ -131,7 +152,7 @@ class ConvSubsampling(Module):
         # (N, C, T, B) -> (N, T, C, B) -> (N, T, C * B) -> (N, T, D)
         x = self.out(x.transpose(1, 2).flatten(2))
 
-        return self.dropout(self.out_norm(x)), lengths
+        return self.dropout(self.out_norm(self.out_whiten(x))), lengths
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -8,7 +8,11 @@ from tests.unit.models.spear.makers import create_small_model, small_config
 
 def convert(keys: list[str], config: SpearConfig) -> dict[str, object]:
     """Return which of our keys gets the value of which of theirs."""
-    return convert_spear_state_dict({key: key for key in keys}, config)
+    return without_training_state(convert_spear_state_dict({key: key for key in keys}, config))
+
+
+def without_training_state(state_dict: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in state_dict.items() if not key.startswith("training_state.")}
 
 
 def test_native_checkpoint_passes_unchanged() -> None:
@@ -69,7 +73,14 @@ def test_the_only_head_of_a_training_checkpoint_becomes_that_of_the_first_stream
 def test_training_checkpoint_is_unwrapped() -> None:
     weight = torch.zeros(1)
     state_dict: dict[str, object] = {"model": {"module.mask_emb": weight}, "optimizer": {}}
-    assert convert_spear_state_dict(state_dict, SpearConfig()) == {"mask_emb": weight}
+    assert without_training_state(convert_spear_state_dict(state_dict, SpearConfig())) == {"mask_emb": weight}
+
+
+def test_a_checkpoint_of_the_authors_gets_the_training_state_of_a_new_model() -> None:
+    converted = convert_spear_state_dict({"mask_emb": torch.zeros(1)}, small_config())
+    new = create_small_model().training_state.state_dict(prefix="training_state.")
+    assert converted.keys() - {"mask_emb"} == new.keys()
+    assert all(torch.equal(value, torch.as_tensor(converted[key])) for key, value in new.items())
 
 
 def test_heads_without_a_stream_are_dropped_from_any_checkpoint() -> None:

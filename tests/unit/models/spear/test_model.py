@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
 from spear_plugin.models.spear import SpearConfig, create_spear_model, num_output_frames
-from spear_plugin.models.zipformer import zipformer_tiny
+from spear_plugin.models.zipformer import RegularizationConfig, attention, forced_regularization, zipformer_tiny
+from spear_plugin.nn import gradients, regularizers
 from tests.common import assert_close
 from tests.unit.models.spear.makers import create_batch, create_small_model, small_config
 
@@ -141,13 +143,24 @@ def test_a_model_in_bfloat16_takes_float_waveforms() -> None:
     assert model.extract_features(batch.waveforms, batch.lengths).last.dtype == torch.bfloat16
 
 
-def test_a_step_reads_no_value_back_from_the_device() -> None:
-    model = create_small_model()
+@pytest.mark.parametrize("regularization", [RegularizationConfig(), forced_regularization()], ids=["usual", "forced"])
+def test_a_step_reads_no_value_back_from_the_device(
+    regularization: RegularizationConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    config.zipformer.regularization = regularization
+    model = create_spear_model(config)
     batch = create_batch([16000, 9000])
     batch.loss_of(model)  # fills the cache of constants with real tensors
+    # The one place that reads values of tensors on the CPU, and draws of the host, which are tensors too
+    monkeypatch.setattr(regularizers, "is_readable", lambda _: False)
+    for module in (gradients, regularizers, attention):
+        monkeypatch.setattr(module, "draw_uniform", random.Random(0).random)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # A fake tensor has no values: reading one back, as a synchronisation does, raises an error.
-        batch.loss_of(model).backward()
+        for step in range(0, 60, 10):
+            model.set_batch_count(200.0 * step)
+            # A fake tensor has no values: reading one back, as a synchronisation does, raises an error.
+            batch.loss_of(model).backward()
 
 
 def test_codes_that_do_not_fit_the_heads_raise_an_error() -> None:
