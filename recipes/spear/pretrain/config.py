@@ -18,6 +18,8 @@ from fairseq2.recipe.config import (
     RegimeSection,
     TrainerSection,
 )
+from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
 
 from recipes.common import default_common_section
 from spear_plugin.data.dataset import SPEAR_DATASET
@@ -56,10 +58,38 @@ class SpearDatasetSection(DatasetSection):
 
 
 @dataclass(kw_only=True)
+class BatchCountSection(Validatable):
+    """How the encoder's schedules (dropout, skips, limits; see its ``regularization``) see the course of training.
+
+    They count batches of a standard amount of audio, so that they suit any number and size of batches:
+    ``batch_seconds`` x processes x accumulated batches / ``unit_seconds`` for each step.
+    """
+
+    batch_seconds: float | None = None
+    """Audio in a batch of one process, in seconds. If ``None``, ``dataset.max_batch_seconds``."""
+
+    unit_seconds: float = 600.0
+    """Audio that counts as one batch, in seconds: 600 in the authors' code. Shorter runs can take less."""
+
+    every_n_steps: int = 10
+    """How often the schedules are told. In between their values stay as they are."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        for name in ("batch_seconds", "unit_seconds", "every_n_steps"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                result.add_error(f"`{name}` must be positive, but is {value} instead.")
+        return result
+
+
+@dataclass(kw_only=True)
 class SpearPretrainConfig:
     model: ModelSection = field(default_factory=lambda: ModelSection(family=SPEAR_FAMILY, arch="base"))
 
     dataset: SpearDatasetSection = field(default_factory=SpearDatasetSection)
+
+    batch_count: BatchCountSection = field(default_factory=BatchCountSection)
 
     gang: GangSection = field(default_factory=GangSection)
 

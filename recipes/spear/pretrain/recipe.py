@@ -12,7 +12,7 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from recipes.spear.pretrain.config import SpearPretrainConfig
-from recipes.spear.pretrain.unit import SpearCriterion, SpearTrainUnit, SpearValidUnit
+from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit, SpearValidUnit
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
@@ -44,7 +44,8 @@ class SpearPretrainRecipe(Recipe):
             valid_readers = [self._create_reader(context, dataset, "valid", model_config)]
         else:
             valid_units, valid_readers = [], []
-        return context.create_trainer(SpearTrainUnit(criterion), train_reader, valid_units, valid_readers)
+        train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
+        return context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
 
     def _create_reader(
         self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig
@@ -65,6 +66,17 @@ class SpearPretrainRecipe(Recipe):
             max_skipped=section.max_skipped,
         )
         return dataset.create_reader(split, context.gangs, options=options)
+
+
+def _create_batch_counter(context: RecipeContext, config: SpearPretrainConfig) -> BatchCounter:
+    section = config.batch_count
+    num_batches = context.gangs.dp.size * config.trainer.grad_accumulation.num_batches
+    seconds = num_batches * (section.batch_seconds or config.dataset.max_batch_seconds)
+    return BatchCounter(
+        context.get_model_as(SpearModel),
+        counts_per_step=seconds / section.unit_seconds,
+        every_n_steps=section.every_n_steps,
+    )
 
 
 def _required_streams(config: SpearConfig) -> dict[str, StreamOptions]:

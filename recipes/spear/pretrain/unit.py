@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from recipes.spear.pretrain.metrics import add_metrics, update_metrics
 from spear_plugin.data.batch import SpearBatch
-from spear_plugin.models.spear import SpearConfig, SpearOutput, num_output_frames
+from spear_plugin.models.spear import SpearConfig, SpearModel, SpearOutput, num_output_frames
 
 
 @final
@@ -41,9 +41,36 @@ class SpearCriterion:
 
 
 @final
+class BatchCounter:
+    """Tells a model how far training is.
+
+    Args:
+        model: The model itself, not its wrapper.
+        counts_per_step: How much the batch count grows in a step.
+        every_n_steps: The number of steps from one call of the model to the next.
+    """
+
+    def __init__(self, model: SpearModel, *, counts_per_step: float, every_n_steps: int) -> None:
+        self._model = model
+        self._counts_per_step = counts_per_step
+        self._every_n_steps = every_n_steps
+
+    def set_step_nr(self, step_nr: int) -> None:
+        """Begin the step with this number, 1 for the first. A resumed model knows what was set before."""
+        num_steps_done = step_nr - 1
+        if num_steps_done % self._every_n_steps == 0:
+            self._model.set_batch_count(num_steps_done * self._counts_per_step)
+
+
+@final
 class SpearTrainUnit(TrainUnit[SpearBatch]):
-    def __init__(self, criterion: SpearCriterion) -> None:
+    def __init__(self, criterion: SpearCriterion, batch_counter: BatchCounter) -> None:
         self._criterion = criterion
+        self._batch_counter = batch_counter
+
+    @override
+    def set_step_nr(self, step_nr: int) -> None:
+        self._batch_counter.set_step_nr(step_nr)
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
