@@ -124,11 +124,17 @@ class _Balance(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
 
-        offset, slope = _balancing_push(x.float(), ctx.bounds)
+        x, precise_grad = _at_least_float32(x), _at_least_float32(grad)
 
-        push = torch.addcmul(offset, slope, x.float())
+        offset, slope = _balancing_push(x, ctx.bounds)
 
-        return torch.addcmul(grad.float(), grad.float().abs(), push).type_as(grad), None
+        push = torch.addcmul(offset, slope, x)
+
+        return torch.addcmul(precise_grad, precise_grad.abs(), push).type_as(grad), None
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _balancing_push(x: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
@@ -148,8 +154,8 @@ def _balancing_push(x: Tensor, bounds: _Bounds) -> tuple[Tensor, Tensor]:
 
     ratio = mean / std
 
-    mean_sign = (ratio > bounds.max_mean).float() - (ratio < bounds.min_mean).float()
-    rms_sign = (rms > bounds.max_rms).float() - (rms < bounds.min_rms).float()
+    mean_sign = (ratio > bounds.max_mean).type_as(x) - (ratio < bounds.min_mean).type_as(x)
+    rms_sign = (rms > bounds.max_rms).type_as(x) - (rms < bounds.min_rms).type_as(x)
 
     level = mean_sign / std + rms_sign * mean / rms.square()
     gain = rms_sign / rms.square() - mean_sign * mean / std.pow(3)
@@ -257,7 +263,7 @@ class _Whiten(Function):
 
         rule: _WhitenRule = ctx.rule
 
-        groups, covariances, trace, square = _covariances(x.float(), rule.num_groups)
+        groups, covariances, trace, square = _covariances(_at_least_float32(x), rule.num_groups)
 
         num_channels = x.size(-1)
 
@@ -276,7 +282,7 @@ class _Whiten(Function):
         penalty = torch.baddbmm(groups, groups, covariances, beta=0.0) - groups * (mean_square / mean_trace)
         penalty = penalty.transpose(0, 1).reshape(x.shape) * (4.0 / (num_channels * mean_trace.square()))
 
-        scale = rule.grad_scale * grad.float().norm() / (penalty.norm() + _TINY)
+        scale = rule.grad_scale * _at_least_float32(grad).norm() / (penalty.norm() + _TINY)
 
         return torch.where((acts * (1 - is_white)) == 1, grad + (penalty * scale).type_as(grad), grad), None
 
