@@ -146,7 +146,7 @@ class StageRunner:
                 run.state = "failed"
                 raise StageError(
                     f"'{run.stage.title}' ended with exit code {status}; its log is {self.log_path(run.stage)}:\n"
-                    + _last_lines(self.log_path(run.stage), 12)
+                    + _explain_failure(self.log_path(run.stage))
                 )
             mark = self._mark_path(run.stage)
             temporary = mark.with_suffix(".tmp")
@@ -174,11 +174,22 @@ def _terminate(process: subprocess.Popen[bytes]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def _explain_failure(path: Path) -> str:
+    """Return the last error that the command itself reported; torchrun writes a page of its own below it."""
+    lines = _read_end(path)
+    errors = [line for line in lines if " ERROR: " in line or line.startswith("error: ")]
+    return errors[-1] if errors else "\n".join(lines[-12:])
+
+
 def _last_lines(path: Path, num_lines: int) -> str:
+    return "\n".join(_read_end(path)[-num_lines:])
+
+
+def _read_end(path: Path) -> list[str]:
     if not path.exists():
-        return ""
+        return []
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 8192))
+        file.seek(max(0, file.tell() - 16384))
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
-    return "\n".join([line for line in lines if line.strip()][-num_lines:])
+    return [line for line in lines if line.strip()]

@@ -40,3 +40,10 @@ def test_a_failing_stage_names_its_log_and_stops_the_others(tmp_path: Path) -> N
         StageRunner(tmp_path, num_cores=2).run(stages)
     assert not (tmp_path / "trace").exists()
     assert not list((tmp_path / "stages").iterdir())
+
+
+def test_a_failing_recipe_is_explained_by_its_own_error_and_not_by_what_torchrun_adds(tmp_path: Path) -> None:
+    script = "print('2026-01-01 INFO: x'); print('2026-01-01 ERROR: no such key'); print('x' * 20); raise SystemExit(2)"
+    with pytest.raises(StageError) as caught:
+        StageRunner(tmp_path).run([Stage(name="bad", title="bad", arguments=("-c", script))])
+    assert str(caught.value).splitlines()[1:] == ["2026-01-01 ERROR: no such key"]
