@@ -27,11 +27,11 @@ mpl.rcParams |= {
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def draw_curves(curves: Mapping[str, Curve], *, x_label: str, y_label: str, dashed: Sequence[str] = ()) -> str:
-    """Draw named (x, y) curves in one pair of axes; those named in `dashed` are references."""
+def draw_curves(curves: Mapping[str, Curve], *, x_label: str, y_label: str) -> str:
+    """Draw named (x, y) curves in one pair of axes."""
     figure, axes = _new_figure(4.6, 3.0)
     for name, (x, y) in curves.items():
-        axes.plot(x, y, "--" if name in dashed else "-", label=name, marker="o" if len(x) < 12 else None, markersize=3)
+        axes.plot(x, y, label=name, marker="o" if len(x) < 12 else None, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.legend()

@@ -145,15 +145,15 @@ def _corpora(folders: DemoFolders, split: str) -> str:
     """Return the corpora of a split as one line of YAML, a value for ``--config``."""
     speech, audio = folders.codes("speech"), folders.codes("audio")
     return (
-        f"[{{name: speech, manifest: {folders.corpora}/speech/{split}.tsv, codes: {{speech: {speech}}}, weight: 0.7}}, "
+        f"[{{name: speech, manifest: {folders.corpora}/speech/{split}.tsv, codes: {{speech: {speech}}}, weight: 0.5}}, "
         f"{{name: audio, manifest: {folders.corpora}/audio/{split}.tsv, codes: {{speech: {speech}, audio: {audio}}}, "
-        "weight: 0.3}]"
+        "weight: 0.5}]"
     )
 
 
 def _sources(folders: DemoFolders) -> str:
     return (
-        f"[{{name: spear, kind: model, checkpoint: {folders.pretraining}}}, "
+        f"[{{name: spear, kind: model, checkpoint: {folders.pretraining}, layers: weighted}}, "
         "{name: whisper_layer_3, kind: teacher, teacher: {name: whisper, layer: 3}}, "
         "{name: aisfx, kind: teacher, teacher: {name: aisfx}}]"
     )

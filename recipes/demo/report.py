@@ -191,15 +191,12 @@ def _probe_figure(results: DemoResults, task: str) -> str:
 
 
 def _layer_figure(results: DemoResults, task: str) -> str:
-    rows = [record for record in results.probes if record["task"] == task]
     curves = {
-        row["source"]: ([layer["layer"] for layer in row["layers"]], [layer["accuracy"] for layer in row["layers"]])
-        for row in rows
+        row["source"]: (list(range(1, len(row["layer_weights"]) + 1)), row["layer_weights"])
+        for row in results.probes
+        if row["task"] == task and row["layer_weights"]
     }
-    longest = max(len(x) for x, _ in curves.values())
-    flat = [name for name, (x, _) in curves.items() if len(x) == 1]
-    curves |= {name: ([1, longest], [curves[name][1][0]] * 2) for name in flat}
-    return draw_curves(curves, x_label="layer", y_label=f"{task}: test accuracy", dashed=flat)
+    return draw_curves(curves, x_label="layer", y_label=f"{task}: weight in the sum")
 
 
 def _probe_rows(results: DemoResults) -> list[tuple[str, ...]]:
