@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
 
 CODE_PADDING: Final = -100
 """Code of frames that have no target, ignored by the loss."""
+
+Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.int16]
+"""As stored, or mixed and then with ``CODE_PADDING`` where neither signal has codes."""
 
 
 @final
@@ -37,8 +40,17 @@ class SpearExample:
     waveform: NDArray[np.float32]
     """(S,)"""
 
-    codes: Mapping[str, NDArray[np.uint8]]
+    codes: Mapping[str, Codes]
     """Stream to (T, K); streams without codes for the domain are left out."""
+
+    corpus: str = ""
+    """Name of the corpus."""
+
+    epoch: int = 0
+    """How often the corpus was read before."""
+
+    num_skipped_noise: int = 0
+    """Noise recordings that were drawn for the example and could not be read."""
 
 
 @final
@@ -54,7 +66,7 @@ class StreamShape:
 @dataclass(kw_only=True, eq=False)
 class SpearBatch(SupportsDeviceTransfer):
     waveforms: Tensor
-    """(N, S) float32 in [-1, 1], zeros behind the end of an example."""
+    """(N, S) float32 in [-1, 1], mixtures possibly beyond, zeros behind the end of an example."""
 
     lengths: Tensor
     """(N,) int64, in samples."""
@@ -76,6 +88,9 @@ class SpearBatch(SupportsDeviceTransfer):
 
     num_skipped: int = 0
     """Examples of this batch that could not be used."""
+
+    num_skipped_noise: int = 0
+    """Noise recordings that were drawn for this batch and could not be read."""
 
     sample_rate: int = 16_000
 
@@ -127,6 +142,7 @@ def create_spear_batch(
         ids=[example.id for example in examples],
         starts=[example.start for example in examples],
         num_skipped=num_skipped,
+        num_skipped_noise=sum(example.num_skipped_noise for example in examples),
         sample_rate=sample_rate,
     )
 

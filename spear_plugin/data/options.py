@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
+from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.data.segments import FrameClock, common_grid
 
 
@@ -65,6 +66,9 @@ class ReaderOptions:
 
     sample_rate: int = 16_000
     """Of the waveforms, in Hz."""
+
+    mixing: MixingOptions = field(default_factory=MixingOptions)
+    """Noise and utterances added to examples; by default none. Also applied without ``shuffle``."""
 
     @property
     def clocks(self) -> dict[str, FrameClock]:

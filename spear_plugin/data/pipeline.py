@@ -4,11 +4,12 @@ Training, without end::
 
     count 0, 1, 2, ... -> examples of a corpus in random order, another order each epoch     metadata only
     -> weighted sample of the corpora -> buckets of like lengths                              metadata only
-    -> read audio and codes, pad -> drop empty batches -> prefetch
+    -> read audio and codes, mix, pad -> drop empty batches -> prefetch
 
 The order of a corpus is a function of (seed, epoch), and the rank takes every ``size``-th position of the endless
-sequence of epochs. So the state of a reader is a few counters, whatever the size of the corpus, and no Python object
-carries a random state, which fairseq2 would not save. Validation reads each example once, in the manifests' order.
+sequence of epochs; mixing is a function of (seed, epoch, example) and of the batch. So the state of a reader is a few
+counters, whatever the size of the corpus, and no Python object carries a random state, which fairseq2 would not save.
+Validation reads each example once, in the manifests' order.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def create_pipeline_reader(
     builder = _sample(corpora, gangs, options) if options.shuffle else _enumerate(corpora, gangs)
     # one Item
 
-    builder.bucket_by_length(create_buckets(lengths, options.num_buckets, max_batch_length), selector="length")
+    max_growth = options.to_samples(options.mixing.max_growth)
+    buckets = create_buckets(lengths, options.num_buckets, max_batch_length, max_growth=max_growth)
+    builder.bucket_by_length(buckets, selector="length")
     # list of Items of like length
 
     builder.map(BatchLoader(corpora, options), num_parallel_calls=options.num_parallel)
@@ -83,7 +86,7 @@ def _sample(corpora: Sequence[CorpusView], gangs: Gangs, options: ReaderOptions)
 
 def _enumerate(corpora: Sequence[CorpusView], gangs: Gangs) -> DataPipelineBuilder:
     items = [
-        Item(corpus=index, segment=segment, length=int(length))
+        Item(corpus=index, segment=segment, length=int(length), epoch=0)
         for index, corpus in enumerate(corpora)
         for segment, length in enumerate(corpus.segments.lengths)
     ]
@@ -116,4 +119,4 @@ class _ShuffledCorpus:
 
         segment = int(self._order[position])
 
-        return Item(corpus=self._index, segment=segment, length=int(self._segments.lengths[segment]))
+        return Item(corpus=self._index, segment=segment, length=int(self._segments.lengths[segment]), epoch=epoch)

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
-from typing import Final, TypedDict, final
+from typing import Final, NotRequired, TypedDict, final
 
 import numpy as np
-from fairseq2.logging import log
 from numpy.typing import NDArray
 
 from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
 from spear_plugin.data.codes import CodeStore
 from spear_plugin.data.manifest import ManifestRow, Seconds
-from spear_plugin.data.options import ReaderOptions, SpearDatasetError
+from spear_plugin.data.mixing import create_mixer
+from spear_plugin.data.options import ReaderOptions
 from spear_plugin.data.segments import SegmentTable
+from spear_plugin.data.skipping import SkipLog
 
 MAX_CODE_DEFICIT: Final = 5
 """Frames by which codes and audio may disagree; the authors' code asserts the same."""
@@ -47,36 +47,11 @@ class Item(TypedDict):
     corpus: int
     segment: int
     length: int
+    epoch: NotRequired[int]  # not in the checkpoints of before there was mixing
 
 
 class _SkipError(ValueError):
     """An example cannot be used for another reason than its audio."""
-
-
-@final
-class _SkipLog:
-    """Names each skipped row once and gives up when there are too many, or when nothing is left."""
-
-    def __init__(self, max_skipped: int, num_rows: int) -> None:
-        self._max_skipped = max_skipped
-        self._num_rows = num_rows
-        self._keys: set[tuple[str, str]] = set()
-        self._lock = Lock()
-
-    def add(self, corpus: str, id_: str, reason: Exception) -> None:
-        with self._lock:
-            if (corpus, id_) in self._keys:
-                return
-
-            self._keys.add((corpus, id_))
-
-            log.warning("Skipping '{}' of corpus {} ({} skipped so far): {}", id_, corpus, len(self._keys), reason)
-
-            if len(self._keys) > min(self._max_skipped, self._num_rows - 1):
-                raise SpearDatasetError(
-                    f"{len(self._keys)} of {self._num_rows} rows could not be read, more than `max_skipped` "
-                    f"({self._max_skipped}) or all of them. The last, in corpus {corpus}: {reason}"
-                )
 
 
 @final
@@ -86,8 +61,9 @@ class BatchLoader:
     def __init__(self, corpora: Sequence[CorpusView], options: ReaderOptions) -> None:
         self._corpora = corpora
         self._options = options
-        self._skip_log = _SkipLog(options.max_skipped, sum(np.unique(view.segments.rows).size for view in corpora))
+        self._skip_log = SkipLog(options.max_skipped, sum(np.unique(view.segments.rows).size for view in corpora))
         self._clocks = options.clocks
+        self._mixer = create_mixer(options)
 
     def __call__(self, items: list[Item]) -> SpearBatch | None:
         """Return None if nothing of the bucket can be used; its examples are named in the log only."""
@@ -95,6 +71,9 @@ class BatchLoader:
 
         if not examples:
             return None
+
+        if self._mixer is not None:
+            examples = self._mixer(examples)
 
         length = max(example.waveform.size for example in examples)
         shapes = {
@@ -114,6 +93,8 @@ class BatchLoader:
         try:
             return SpearExample(
                 id=row.id,
+                corpus=corpus.name,
+                epoch=item.get("epoch", 0),
                 domain=row.domain,
                 start=start / self._options.sample_rate,
                 waveform=self._read_waveform(row, start, item["length"]),

@@ -59,3 +59,13 @@ def test_buckets_hold_about_equal_audio_and_never_overshoot() -> None:
     assert edges == sorted(set(edges))
     assert edges[-1] == np.max(lengths)
     assert np.max(amounts) / np.min(amounts) < 1.02
+
+
+def test_buckets_leave_room_for_examples_that_grow() -> None:
+    lengths = np.random.default_rng(0).integers(16_000, 480_000, 2_000)
+    buckets = create_buckets(lengths, 10, 600_000, max_growth=32_000)
+
+    assert [edge for _, edge in buckets] == [edge for _, edge in create_buckets(lengths, 10, 600_000)]
+    assert all(size == 1 or size * (edge + 32_000) <= 600_000 for size, edge in buckets)
+    # An example alone has nothing to grow by.
+    assert create_buckets(lengths, 1, int(np.max(lengths)), max_growth=32_000) == [(1, np.max(lengths))]
