@@ -47,15 +47,15 @@ def draw_bars(
     title: str,
 ) -> str:
     """Draw horizontal bars with their intervals and a line at the accuracy of always saying the commonest label."""
-    figure, axes = _new_figure(4.6, 0.5 + 0.32 * len(names))
+    figure, axes = _new_figure(4.6, 0.8 + 0.32 * len(names))
     positions = np.arange(len(names))[::-1]
     errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, intervals, strict=True)]).T
     axes.barh(positions, values, xerr=np.maximum(errors, 0.0), color="#7aa6c2", ecolor="#333333", capsize=2)
-    axes.axvline(chance, color="#b04040", linestyle=":", label="majority")
+    axes.axvline(chance, color="#b04040", linestyle=":")
     axes.set_yticks(positions, names)
     axes.set_xlim(0, 1)
     axes.set_title(title, loc="left")
-    axes.legend(loc="lower right")
+    axes.set_xlabel("accuracy (dotted: most frequent class)")
     axes.grid(axis="y", visible=False)
     return _to_svg(figure)
 
@@ -89,7 +89,7 @@ def draw_masked_prediction(
     num_frames, num_codebooks = codes.shape
     extent = (0.0, num_frames / code_hz, 0.0, float(num_codebooks))
     middle.imshow(codes.T, origin="lower", aspect="auto", extent=extent, cmap="turbo", interpolation="nearest")
-    middle.set_ylabel("teacher's codes")
+    middle.set_ylabel("teacher's\ncodebooks")
     shown = np.ma.masked_where(predicted != codes, predicted)
     bottom.set_facecolor("#d8d8d8")
     bottom.imshow(shown.T, origin="lower", aspect="auto", extent=extent, cmap="turbo", interpolation="nearest")
@@ -97,6 +97,8 @@ def draw_masked_prediction(
         bottom.axvspan(start / fbank_hz, end / fbank_hz, ymin=0.96, color="black", linewidth=0)
     bottom.set_ylabel("predicted\n(grey: wrong)")
     bottom.set_xlabel("seconds (black bar: masked)")
+    for axes in (middle, bottom):
+        axes.set_yticks(np.arange(num_codebooks) + 0.5, [str(number) for number in range(1, num_codebooks + 1)])
     for axes in (top, middle, bottom):
         axes.grid(visible=False)
     return _to_svg(figure)
