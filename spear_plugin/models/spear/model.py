@@ -51,8 +51,8 @@ class SpearFeatures:
 class SpearModel(Module):
     """A Zipformer on log-mel features with one head for each stream of teacher codes.
 
-    In training, Zipformer leaves out the use of some parameters in some steps, so data parallelism has to look for
-    unused parameters. A stream without codes in a batch still takes part, with a gradient of zero.
+    Every parameter takes part in every step, so data parallelism need not look for unused ones. Attention that goes
+    without positions in a step, or a stream without codes in a batch, has gradients of zero.
     """
 
     mask_emb: Parameter

@@ -113,7 +113,8 @@ class RelativeAttentionWeights(Module):
         keys = split_heads(keys, self.num_heads).flatten(0, 1)
 
         if self._skips_positions():
-            scores = queries.bmm(keys.transpose(1, 2))
+            # A gradient of zero: data parallelism takes a parameter without gradient for an error.
+            scores = (queries + 0.0 * self.linear_pos.weight.sum()).bmm(keys.transpose(1, 2))
         else:
             scores = torch.baddbmm(self._score_positions(pos_queries, positions), queries, keys.transpose(1, 2))
 

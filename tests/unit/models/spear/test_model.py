@@ -26,6 +26,17 @@ def test_a_step_reaches_every_parameter(lengths: list[int], factor: int) -> None
     assert set(output.streams) == {"speech", "audio"}
 
 
+def test_a_step_reaches_every_parameter_while_branches_and_layers_are_skipped() -> None:
+    model = create_small_model()
+    model.set_batch_count(0.0)
+    batch = create_batch([8000, 4000])
+    for _ in range(6):
+        model.zero_grad()
+        batch.loss_of(model).backward()
+        # One without gradient would stop a data parallel run.
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 def test_even_scores_give_the_loss_of_chance_for_each_frame() -> None:
     model = create_small_model()
     with torch.no_grad():
