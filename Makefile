@@ -8,7 +8,7 @@ help:
 	@echo "make setup   create .venv with pinned packages (a second run takes a second)"
 	@echo "make demo    real speech and audio -> quantizers -> codes -> pre-training -> probes -> demo/report.html"
 	@echo "make test    ruff, mypy --strict, pytest"
-	@echo "make bench   benchmarks against lhotse, multi-quantization and AdamW"
+	@echo "make bench   benchmarks against lhotse, multi-quantization, AdamW and plain training"
 
 setup:
 	@./setup.sh
@@ -29,6 +29,7 @@ bench: setup
 	$(PYTHON) -m benchmarks.fbank
 	$(PYTHON) -m benchmarks.data_pipeline
 	$(PYTHON) -m benchmarks.scaled_adam
+	$(PYTHON) -m benchmarks.regularization
 
 clean:
 	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
