@@ -31,11 +31,10 @@ def dump(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_the_public_presets_are_there() -> None:
     names = {path.relative_to(RECIPES_FOLDER).as_posix() for path in PRESETS}
-    spear = ("tiny_demo", "base_speech", "large_speech", "base_audio", "large_audio", "base_speech_audio")
-    spear += ("large_speech_audio", "xlarge_speech_audio", "base_speech_token_mixing")
-    mvq = ("demo_speech", "demo_audio", "speech")
-    assert {f"spear/pretrain/configs/{name}.yaml" for name in spear} <= names
-    assert {f"mvq/train/configs/{name}.yaml" for name in mvq} <= names
+    spear = "tiny_demo base_speech large_speech base_audio large_audio base_speech_audio large_speech_audio"
+    spear += " xlarge_speech_audio base_speech_token_mixing"
+    assert {f"spear/pretrain/configs/{name}.yaml" for name in spear.split()} <= names
+    assert {f"mvq/train/configs/{name}.yaml" for name in ("demo_speech", "demo_audio", "speech")} <= names
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.relative_to(RECIPES_FOLDER).as_posix())
