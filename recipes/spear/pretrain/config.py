@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from recipes.common import default_common_section
 from spear_plugin.data.dataset import SPEAR_DATASET
+from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.models.spear import SPEAR_FAMILY
 
 
@@ -52,6 +53,9 @@ class SpearDatasetSection(DatasetSection):
 
     max_skipped: int = 100
     """Unreadable recordings that a process may skip before the run ends with an error."""
+
+    mixing: MixingOptions = field(default_factory=MixingOptions)
+    """Noise and other utterances added to training examples; by default none. Validation stays clean."""
 
     has_validation: bool = True
     """If ``False``, the ``valid`` list of corpora is not read and nothing is validated."""

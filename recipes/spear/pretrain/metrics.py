@@ -47,7 +47,7 @@ def update_metrics(
     bag.get("num_elements", Sum).update(batch.num_elements)
     bag.get("total_num_examples", Sum).update(batch.num_examples)
     bag.get("total_audio_seconds", Sum).update(batch.seconds)
-    bag.get("total_num_skipped", Sum).update(batch.num_skipped)
+    bag.get("total_num_skipped", Sum).update(batch.num_skipped + batch.num_skipped_noise)
 
 
 def _update_ratio(bag: MetricBag, name: str, numerator: torch.Tensor, denominator: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.data.files import atomic_file
+from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.data.options import ReaderOptions, StreamOptions
 from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel
 
@@ -64,6 +65,7 @@ class SpearPretrainRecipe(Recipe):
             num_parallel=section.num_parallel,
             num_prefetch=section.num_prefetch,
             max_skipped=section.max_skipped,
+            mixing=section.mixing if is_training else MixingOptions(),
         )
         return dataset.create_reader(split, context.gangs, options=options)
 

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
+from numpy.typing import NDArray
 
 from spear_plugin.data.batch import CODE_PADDING, SpearExample
 from spear_plugin.data.manifest import Domain, ManifestRow, write_manifest
@@ -85,6 +86,21 @@ def utterance_options(**changes: Any) -> MixingOptions:
     )
 
 
+def floats(values: list[float]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)
+
+
+def codes_of(values: list[list[int]]) -> NDArray[np.uint8]:
+    return np.array(values, dtype=np.uint8)
+
+
+def add(waveform: NDArray[np.float32], other: NDArray[np.float32], offset: int, snr_db: float) -> NDArray[np.float32]:
+    mixed = add_at(waveform, other, offset, snr_db)
+    assert mixed is not None
+
+    return mixed
+
+
 def measure_snr(clean: SpearExample, mixed: SpearExample) -> float:
     """Return the ratio of the powers of the clean waveform and of what was added, where it was added."""
     added = np.abs(difference(clean, mixed))
@@ -93,7 +109,7 @@ def measure_snr(clean: SpearExample, mixed: SpearExample) -> float:
     return float(10 * np.log10(mean_power(clean.waveform) / np.square(added[first : last + 1]).mean()))
 
 
-def difference(clean: SpearExample, mixed: SpearExample) -> np.ndarray[Any, np.dtype[np.float64]]:
+def difference(clean: SpearExample, mixed: SpearExample) -> NDArray[np.float64]:
     padded = np.pad(clean.waveform.astype(np.float64), (0, mixed.waveform.size - clean.waveform.size))
 
     return np.asarray(mixed.waveform - padded)
@@ -130,15 +146,15 @@ def assert_same(example: SpearExample, other: SpearExample) -> None:
 
 
 def test_the_gain_makes_the_ratio_of_the_powers_of_both_signals_as_a_whole() -> None:
-    waveform, other = np.float32([1, -1, 1, -1]), np.float32([2, 2])  # powers 1 and 4
+    waveform, other = floats([1, -1, 1, -1]), floats([2, 2])  # powers 1 and 4
 
     # 0 dB: gain sqrt(1 * 1 / 4)
-    np.testing.assert_array_equal(add_at(waveform, other, 3, 0.0), np.float32([1, -1, 1, 0, 1]))
+    np.testing.assert_array_equal(add(waveform, other, 3, 0.0), floats([1, -1, 1, 0, 1]))
     # 20 dB: gain sqrt(1 * 0.01 / 4)
-    np.testing.assert_allclose(add_at(waveform, other, 0, 20.0), [1.1, -0.9, 1, -1], rtol=1e-6)
+    np.testing.assert_allclose(add(waveform, other, 0, 20.0), floats([1.1, -0.9, 1, -1]), rtol=1e-6)
     # within the first, at its end, and far behind it
-    np.testing.assert_array_equal(add_at(waveform, other, 1, 0.0), np.float32([1, 0, 2, -1]))
-    np.testing.assert_array_equal(add_at(waveform, other, 6, 0.0), np.float32([1, -1, 1, -1, 0, 0, 1, 1]))
+    np.testing.assert_array_equal(add(waveform, other, 1, 0.0), floats([1, 0, 2, -1]))
+    np.testing.assert_array_equal(add(waveform, other, 6, 0.0), floats([1, -1, 1, -1, 0, 0, 1, 1]))
 
 
 def test_the_probability_of_an_exchange_is_the_share_of_the_power() -> None:
@@ -148,15 +164,14 @@ def test_the_probability_of_an_exchange_is_the_share_of_the_power() -> None:
     assert exchange_probability(-5.0) == pytest.approx(0.75974693)
 
     waveform, other = make_example(0).waveform, make_example(1).waveform
-    mixed = add_at(waveform, other, waveform.size, 3.0)
-    assert mixed is not None
+    mixed = add(waveform, other, waveform.size, 3.0)
     powers = mean_power(waveform), mean_power(mixed[waveform.size :])
     assert exchange_probability(3.0) == pytest.approx(powers[1] / sum(powers))
 
 
 def test_codes_are_exchanged_in_the_overlap_and_taken_over_behind_the_end() -> None:
-    codes = np.uint8([[0, 1], [2, 3], [4, 5], [6, 7]])
-    others = np.uint8([[10, 11], [12, 13], [14, 15]])
+    codes = codes_of([[0, 1], [2, 3], [4, 5], [6, 7]])
+    others = codes_of([[10, 11], [12, 13], [14, 15]])
     is_exchanged = np.array([[True, False], [False, True], [False, False]])
 
     mixed = mix_codes(codes, others, 2, is_exchanged)
@@ -167,7 +182,7 @@ def test_codes_are_exchanged_in_the_overlap_and_taken_over_behind_the_end() -> N
 
 
 def test_frames_between_two_signals_have_no_codes() -> None:
-    mixed = mix_codes(np.uint8([[1], [255]]), np.uint8([[7]]), 4, np.array([[False]]))
+    mixed = mix_codes(codes_of([[1], [255]]), codes_of([[7]]), 4, np.array([[False]]))
 
     assert mixed.dtype == np.int16
     assert mixed[:, 0].tolist() == [1, 255, CODE_PADDING, CODE_PADDING, 7]
