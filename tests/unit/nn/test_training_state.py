@@ -49,7 +49,7 @@ def test_a_loaded_model_goes_on_where_the_saved_one_was(how: str) -> None:
     model.training_state.set_batch_count(model, 100.0 / 3.0)
 
     loaded = Model()
-    loaded.step()
+    loaded.training_state.prepare(loaded)
     loaded.training_state.set_batch_count(loaded, 1.0)
     if how == "copied in place":
         for key, value in loaded.state_dict(keep_vars=True).items():
