@@ -25,8 +25,8 @@ class TrainingState(Module):
     """() float32, -1 if nobody has said how far training is: schedules then have their default values."""
 
     is_white: Tensor
-    """(W,) uint8, the ``is_white`` of each whitener. Processes of a data parallel run differ here, and resume with what
-    the first one has saved; one process resumes bit for bit."""
+    """(W,) uint8, the ``is_white`` of each whitener. Whoever trains on several processes has to make it equal on all of
+    them before each step, for a resumed run to equal an uninterrupted one."""
 
     def __init__(self, num_whiteners: int) -> None:
         super().__init__()

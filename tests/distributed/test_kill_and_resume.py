@@ -19,6 +19,13 @@ from tests.recipes.test_spear_pretrain import CONFIG, SMALL_MODEL
 
 NUM_STEPS = 24
 
+# The model with everything that acts in training only, and so with all its random draws and memory.
+REGULARIZED_MODEL = SMALL_MODEL.removesuffix("}") + (
+    ", regularization: {dropout: scheduled, branch_skips: scheduled, layer_skips: scheduled, "
+    "position_skips: scheduled, feature_mask_p: 0.125, balancer: scheduled, "
+    "whitening: scheduled, limits: scheduled, score_penalty: scheduled}}"
+)
+
 
 def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[bytes]:
     arguments = [
@@ -29,7 +36,7 @@ def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[by
         CONFIG,
         "--config",
         *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
-        SMALL_MODEL,
+        REGULARIZED_MODEL,
         "dataset.max_batch_seconds=8",
         f"regime.num_steps={NUM_STEPS}",
         "regime.validate_every_n_steps=8",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fairseq2.device import CPU
+from fairseq2.gang import FakeGang
 
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from recipes.spear.pretrain.unit import BatchCounter
@@ -93,7 +95,7 @@ def test_a_wrong_switch_is_named_in_one_line(runner: Runner) -> None:
 def test_the_batch_count_is_that_of_the_last_tenth_step() -> None:
     model = create_small_model()
     # 300 s on each of 16 processes
-    counter = BatchCounter(model, counts_per_step=300 * 16 / 600, every_n_steps=10)
+    counter = BatchCounter(model, FakeGang(CPU), counts_per_step=300 * 16 / 600, every_n_steps=10)
     counts = []
     for step_nr in range(1, 22):
         counter.set_step_nr(step_nr)

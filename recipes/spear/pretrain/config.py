@@ -88,12 +88,32 @@ class BatchCountSection(Validatable):
 
 
 @dataclass(kw_only=True)
+class RunningAverageSection(Validatable):
+    """Mean of the weights over the run, kept beside training in float64 and saved with each checkpoint.
+
+    ``recipes.spear.average`` makes models of it. The checkpoints grow by twice the size of the weights.
+    """
+
+    every_n_steps: int | None = None
+    """How often a snapshot of the weights enters the mean: 200 in the authors' code. If ``None``, there is no mean."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            result.add_error(f"`every_n_steps` must be at least 1, but is {self.every_n_steps} instead.")
+        return result
+
+
+@dataclass(kw_only=True)
 class SpearPretrainConfig:
     model: ModelSection = field(default_factory=lambda: ModelSection(family=SPEAR_FAMILY, arch="base"))
 
     dataset: SpearDatasetSection = field(default_factory=SpearDatasetSection)
 
     batch_count: BatchCountSection = field(default_factory=BatchCountSection)
+
+    running_average: RunningAverageSection = field(default_factory=RunningAverageSection)
 
     gang: GangSection = field(default_factory=GangSection)
 

@@ -11,6 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
+from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
 from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit, SpearValidUnit
 from spear_plugin.data.batch import SpearBatch
@@ -46,7 +47,9 @@ class SpearPretrainRecipe(Recipe):
         else:
             valid_units, valid_readers = [], []
         train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
-        return context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
+        trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
+        keep_running_average(context, trainer)
+        return trainer
 
     def _create_reader(
         self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig
@@ -76,6 +79,7 @@ def _create_batch_counter(context: RecipeContext, config: SpearPretrainConfig) -
     seconds = num_batches * (section.batch_seconds or config.dataset.max_batch_seconds)
     return BatchCounter(
         context.get_model_as(SpearModel),
+        context.gangs.dp,
         counts_per_step=seconds / section.unit_seconds,
         every_n_steps=section.every_n_steps,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import final
 
 from fairseq2.evaluator import EvalUnit
+from fairseq2.gang import Gang
 from fairseq2.metrics import MetricBag
 from fairseq2.trainer import TrainUnit
 from torch import Tensor
@@ -42,16 +43,18 @@ class SpearCriterion:
 
 @final
 class BatchCounter:
-    """Tells a model how far training is.
+    """Tells a model how far training is, and keeps what its whiteners remember equal on all processes.
 
     Args:
         model: The model itself, not its wrapper.
+        gang: The data parallel processes.
         counts_per_step: How much the batch count grows in a step.
         every_n_steps: The number of steps from one call of the model to the next.
     """
 
-    def __init__(self, model: SpearModel, *, counts_per_step: float, every_n_steps: int) -> None:
+    def __init__(self, model: SpearModel, gang: Gang, *, counts_per_step: float, every_n_steps: int) -> None:
         self._model = model
+        self._gang = gang
         self._counts_per_step = counts_per_step
         self._every_n_steps = every_n_steps
 
@@ -60,6 +63,10 @@ class BatchCounter:
         num_steps_done = step_nr - 1
         if num_steps_done % self._every_n_steps == 0:
             self._model.set_batch_count(num_steps_done * self._counts_per_step)
+        # Checkpoints hold the memory of the first process: a resumed run equals an uninterrupted one only if the others
+        # have the same. One byte a whitener, sent without waiting for it on the host.
+        if self._gang.size > 1 and (is_white := self._model.training_state.is_white).numel() > 0:
+            self._gang.broadcast(is_white, source_rank=0)
 
 
 @final
