@@ -4,11 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from fairseq2.recipe.config import (
-    ADAMW_OPTIMIZER,
-    COSINE_ANNEALING_LR,
-    AdamWConfig,
     CommonSection,
-    CosineAnnealingLRConfig,
     DatasetSection,
     GangSection,
     LRSchedulerSection,
@@ -25,6 +21,7 @@ from recipes.common import default_common_section
 from spear_plugin.data.dataset import SPEAR_DATASET
 from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.models.spear import SPEAR_FAMILY
+from spear_plugin.optim import EDEN_LR, SCALED_ADAM_OPTIMIZER
 
 
 @dataclass(kw_only=True)
@@ -118,22 +115,16 @@ class SpearPretrainConfig:
     gang: GangSection = field(default_factory=GangSection)
 
     trainer: TrainerSection = field(
-        default_factory=lambda: TrainerSection(
-            mixed_precision=MixedPrecisionConfig(mode="off", dtype=torch.bfloat16), max_grad_norm=5.0
-        )
+        default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="off", dtype=torch.bfloat16))
     )
 
+    # Without a `config`, which would be merged into that of another optimizer or schedule named in a file. The defaults
+    # of these two are the paper's, as is the missing limit on gradients: ScaledAdam has its own.
     optimizer: OptimizerSection = field(
-        default_factory=lambda: OptimizerSection(
-            name=ADAMW_OPTIMIZER, config=AdamWConfig(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-        )
+        default_factory=lambda: OptimizerSection(name=SCALED_ADAM_OPTIMIZER, config=None)
     )
 
-    lr_scheduler: LRSchedulerSection = field(
-        default_factory=lambda: LRSchedulerSection(
-            name=COSINE_ANNEALING_LR, config=CosineAnnealingLRConfig(num_warmup_steps=500, final_lr_scale=0.05)
-        )
-    )
+    lr_scheduler: LRSchedulerSection = field(default_factory=lambda: LRSchedulerSection(name=EDEN_LR, config=None))
 
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
