@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import final
 
-import yaml
 from fairseq2.checkpoint import ModelMetadataDumper
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.task import Task, TaskStopException
+from fairseq2.utils.structured import ValueConverter
+from fairseq2.utils.yaml import YamlDumper
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
@@ -138,9 +139,15 @@ def write_result(
     model = unfinished / f"step_{step_nr}" / "model"
     model.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in state.items()}, model / "model.safetensors")
-    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
-    dumper.dump(unfinished, SPEAR_FAMILY, config)
-    card = yaml.safe_load((unfinished / "model.yaml").read_text(encoding="utf-8"))
-    card |= {"name": name, "checkpoint": "model.safetensors", "average": summary}
-    (model / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
+    resolver = get_dependency_resolver()
+    resolver.resolve(ModelMetadataDumper).dump(unfinished, SPEAR_FAMILY, config)  # type: ignore[type-abstract]
+    card: dict[str, object] = {
+        "name": name,
+        "model_family": SPEAR_FAMILY,
+        "model_config": resolver.resolve(ValueConverter).unstructure(config),
+        "checkpoint": "model.safetensors",
+        "average": summary,  # no field of fairseq2's, which keeps and shows unknown ones
+    }
+    # fairseq2's own writer: PyYAML writes 1e-05 so that fairseq2 reads a string.
+    resolver.resolve(YamlDumper).dump(card, model / "card.yaml")  # type: ignore[type-abstract]
     unfinished.replace(folder)
