@@ -144,7 +144,7 @@ def write_result(
     card: dict[str, object] = {
         "name": name,
         "model_family": SPEAR_FAMILY,
-        "model_config": resolver.resolve(ValueConverter).unstructure(config),
+        "model_config": resolver.resolve(ValueConverter).unstructure(config),  # type: ignore[type-abstract]
         "checkpoint": "model.safetensors",
         "average": summary,  # no field of fairseq2's, which keeps and shows unknown ones
     }
