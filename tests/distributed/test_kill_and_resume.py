@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -59,13 +60,25 @@ def last_step(folder: Path) -> int:
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
+def runs_in(command_line: Path, folder: Path) -> bool:
+    try:
+        return os.fsencode(folder) in command_line.read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has just ended
+
+
 def kill_after_step(process: subprocess.Popen[bytes], folder: Path, step: int, delay: float) -> None:
     while last_step(folder) < step and process.poll() is None:
         time.sleep(0.02)
     time.sleep(delay)
     assert process.poll() is None, "the run ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # By its output folder, because torchrun gives its workers sessions of their own: they would go on writing.
+    while pids := [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if runs_in(path, folder)]:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+        process.poll()
 
 
 def read_state(folder: Path) -> dict[str, bytes]:
