@@ -6,8 +6,7 @@ from typing import final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.error import RecipeError
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from fairseq2.utils.rich import get_console
 from torch import Tensor
 from typing_extensions import override
@@ -19,6 +18,7 @@ from recipes.probe.report import print_report, write_report
 from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
 from recipes.probe.sources import FeatureSource, open_source
 from recipes.probe.tasks import ProbeTask, read_task
+from recipes.tasks import StoppableTask, refuse_several_processes
 
 
 @final
@@ -27,8 +27,7 @@ class ProbeRecipe(Recipe):
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
-        if (size := context.gangs.root.size) > 1:
-            raise RecipeError(f"`recipes.probe` must be run by one process, but is run by {size}.")
+        refuse_several_processes(context, "recipes.probe")
 
         return ProbeRun(context)
 
@@ -39,17 +38,16 @@ class ProbeRecipe(Recipe):
 
 
 @final
-class ProbeRun(Task):
+class ProbeRun(StoppableTask):
     """Goes through the sources; what is finished stays in ``OUT/results``."""
 
     def __init__(self, context: RecipeContext) -> None:
+        super().__init__()
         self._config = context.get_config_as(ProbeConfig)
         self._folder = context.output_dir
         self._device = context.device
         self._progress_reporter = context.progress_reporter
         self._store = ResultStore(self._folder / "results")
-        self._stop_requested = False
-        self._step_nr = 0
 
     @override
     def run(self) -> None:
@@ -120,7 +118,7 @@ class ProbeRun(Task):
             def report(num_files: int) -> None:
                 progress.step(num_files)
 
-                self._check_stop()
+                self.check_stop()
 
             features = extract_features(
                 source,
@@ -149,11 +147,11 @@ class ProbeRun(Task):
             def report() -> None:
                 progress.step()
 
-                self._check_stop()
+                self.check_stop()
 
             fit = fit_layers(features, task, self._config.probe, seed=self._config.common.seed, report=report)
 
-        self._step_nr += 1
+        self.count_step()
 
         fit_seconds = time.perf_counter() - start
 
@@ -181,23 +179,6 @@ class ProbeRun(Task):
             fit_seconds=fit_seconds,
             **vars(fit),
         )
-
-    def _check_stop(self) -> None:
-        if self._stop_requested:
-            raise TaskStopException
-
-    @override
-    def request_stop(self) -> None:
-        self._stop_requested = True
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._step_nr
-
-    @override
-    def close(self) -> None:
-        pass
 
 
 def _identity(task: ProbeTask, source: FeatureSource, section: SourceSection) -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.recipes.common import write_test_codes
-from tests.recipes.test_spear_pretrain import CONFIG, SMALL_MODEL
+from tests.recipes.common import SMALL_MODEL, TINY_DEMO, write_test_codes
 
 NUM_STEPS = 24
 
@@ -34,7 +33,7 @@ def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[by
         str(folder),
         "--no-rich",
         "--config-file",
-        CONFIG,
+        TINY_DEMO,
         "--config",
         *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
         REGULARIZED_MODEL,

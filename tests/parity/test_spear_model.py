@@ -18,14 +18,13 @@ from spear_plugin.models.spear import (
     SpearConfig,
     SpearFeatures,
     SpearModel,
-    TargetStreamConfig,
     convert_spear_state_dict,
     create_spear_model,
     num_output_frames,
 )
 from spear_plugin.models.spear.masker import FbankMasks
-from spear_plugin.models.zipformer import ZipformerConfig
 from tests.common import GOLDEN_FOLDER, assert_close, load_golden, strip_prefix
+from tests.parity.common import golden_step_config
 
 BASE = load_golden("spear/fullsize_base")
 BASE_DESCRIPTION: dict[str, Any] = json.loads((GOLDEN_FOLDER / "spear" / "fullsize_base.json").read_text())
@@ -110,21 +109,7 @@ def test_base_features_of_fbank_equal_the_authors(base: SpearModel) -> None:
 
 
 def create_training_model(*, loss_on_padding: bool) -> SpearModel:
-    zipformer = ZipformerConfig(
-        downsampling_factors=[1, 2, 4],
-        num_layers=[1, 2, 1],
-        encoder_dims=[32] * 3,
-        feedforward_dims=[64] * 3,
-        kernel_sizes=[15, 9, 15],
-        num_heads=[4] * 3,
-    )
-    audio = TargetStreamConfig(name="audio", num_codebooks=2, frame_rate_hz=25.0, weights={"audio": 0.1})
-    config = SpearConfig(
-        zipformer=zipformer,
-        target_streams=[TargetStreamConfig(num_codebooks=4), audio],
-        loss_on_padding=loss_on_padding,
-        reference_padding=True,
-    )
+    config = golden_step_config(loss_on_padding=loss_on_padding)
     model = create_spear_model(config)
     state_dict = convert_spear_state_dict(strip_prefix("param.", TRAINING), config)
     set_model_state(model, ((k, v) for k, v in state_dict.items() if isinstance(v, Tensor)), NOOP_PROGRESS_REPORTER)

@@ -19,18 +19,18 @@ from torch.nn import Parameter
 from spear_plugin.models.spear import (
     SpearConfig,
     SpearModel,
-    TargetStreamConfig,
     convert_spear_state_dict,
     create_spear_model,
 )
 from spear_plugin.models.spear.masker import FbankMasks
-from spear_plugin.models.zipformer import RegularizationConfig, ZipformerConfig, forced_regularization
+from spear_plugin.models.zipformer import RegularizationConfig, forced_regularization
 from spear_plugin.nn.activations import BiasNorm
 from spear_plugin.nn.gradients import ParameterLimits, ScorePenalty
 from spear_plugin.nn.regularizers import Balancer, Whiten
 from spear_plugin.nn.schedules import Schedule
 from spear_plugin.optim import ScaledAdam, ScaledAdamOptions
 from tests.common import GOLDEN_FOLDER, assert_close, load_golden, strip_prefix
+from tests.parity.common import golden_step_config
 
 MODULES = load_golden("spear/modules")
 STEP = load_golden("spear/train_step")
@@ -105,28 +105,13 @@ def grad_of(parameter: Parameter) -> Tensor:
     return parameter.grad
 
 
-def create_config(regularization: RegularizationConfig) -> SpearConfig:
-    zipformer = ZipformerConfig(
-        downsampling_factors=[1, 2, 4],
-        num_layers=[1, 2, 1],
-        encoder_dims=[32] * 3,
-        feedforward_dims=[64] * 3,
-        kernel_sizes=[15, 9, 15],
-        num_heads=[4] * 3,
-        regularization=regularization,
-    )
-    audio = TargetStreamConfig(name="audio", num_codebooks=2, frame_rate_hz=25.0, weights={"audio": 0.1})
-    streams = [TargetStreamConfig(num_codebooks=4), audio]
-    return SpearConfig(zipformer=zipformer, target_streams=streams, loss_on_padding=True)
-
-
 def convert(prefix: str, tensors: dict[str, Tensor], config: SpearConfig) -> dict[str, Tensor]:
     converted = convert_spear_state_dict(strip_prefix(prefix, tensors), config)
     return {key: value for key, value in converted.items() if isinstance(value, Tensor)}
 
 
 def create_model(regularization: RegularizationConfig) -> SpearModel:
-    config = create_config(regularization)
+    config = golden_step_config(regularization)
     model = create_spear_model(config)
     set_model_state(model, convert("param.", STEP, config).items(), NOOP_PROGRESS_REPORTER)
     model.set_batch_count(describe("train_step")["batch_count"])

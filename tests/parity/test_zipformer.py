@@ -25,6 +25,7 @@ from spear_plugin.models.zipformer.encoder import Downsample, upsample
 from spear_plugin.models.zipformer.factory import ZipformerFactory
 from spear_plugin.nn.activations import BiasNorm, SwooshL, SwooshR
 from tests.common import GOLDEN_FOLDER, assert_close, assert_equal, load_golden, strip_prefix
+from tests.parity.common import golden_step_zipformer
 
 
 @pytest.fixture(scope="module")
@@ -182,16 +183,7 @@ def test_whole_forward_equals_the_authors_padded_frames_included() -> None:
 def test_forward_with_settings_per_stack_equals_the_authors() -> None:
     golden = load_golden("spear/train_step")
 
-    config = ZipformerConfig(
-        downsampling_factors=[1, 2, 4],
-        num_layers=[1, 2, 1],
-        encoder_dims=[32] * 3,
-        feedforward_dims=[64] * 3,
-        kernel_sizes=[15, 9, 15],
-        num_heads=[4] * 3,
-    )
-
-    front_end, encoder = load_models(config, strip_prefix("param.", golden))
+    front_end, encoder = load_models(golden_step_zipformer(), strip_prefix("param.", golden))
 
     with torch.no_grad():
         x, lengths = front_end(golden["fbank_masked"], golden["fbank_lens"], reference_padding=True)

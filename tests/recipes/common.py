@@ -9,12 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from fairseq2.assets import AssetCard, StandardAssetStore
+from fairseq2.checkpoint import ModelMetadataLoader
 from fairseq2.recipe.base import Recipe
+from fairseq2.runtime.dependency import get_dependency_resolver
 
 from recipes.common import main
+from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from tests.common import DATA_FOLDER
+
+TINY_DEMO = "recipes/spear/pretrain/configs/tiny_demo.yaml"
+
+# A student small enough that a step costs next to nothing; without braces, so that a test can add to it.
+SMALL_ZIPFORMER = (
+    "subsampling_channels: [2, 4, 4], downsampling_factors: [1, 2], num_layers: [1, 1], encoder_dims: [16, 16], "
+    "feedforward_dims: [32, 32], kernel_sizes: [7, 7], num_heads: [2, 2]"
+)
+SMALL_MODEL = f"model.config_overrides.zipformer={{{SMALL_ZIPFORMER}}}"
 
 
 def call_recipe(
@@ -80,3 +94,53 @@ def write_test_codes(folder: Path) -> str:
 def read_steps(path: Path) -> dict[int, dict[str, float]]:
     """Return the records of a metrics file by step, the last one where a step stands twice."""
     return {record["Step"]: record for record in map(json.loads, path.read_text().splitlines())}
+
+
+class PretrainRunner:
+    """Calls `recipes.spear.pretrain` on the corpora in tests/data, with random codes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        options: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        *,
+        splits: tuple[str, ...] = ("train", "valid"),
+    ) -> None:
+        """Write the codes.
+
+        :param folder: Where codes and runs are written.
+        :param options: Options of every call.
+        :param splits: Which splits get the corpora.
+        """
+        self.folder = folder
+        self.corpora = write_test_codes(folder / "codes")
+        self._options = options
+        self._splits = splits
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(
+        self, *options: str, run: str = "run", corpora: str | None = None, config_file: str = TINY_DEMO
+    ) -> tuple[int, list[str]]:
+        lists = [f"dataset.config_overrides.{split}={corpora or self.corpora}" for split in self._splits]
+        overrides = [*lists, *self._options, *options]
+        arguments = [str(self.folder / run), "--config-file", config_file, "--config", *overrides]
+        return call_recipe(SpearPretrainRecipe(), arguments, self._monkeypatch, self._capsys)
+
+    def read_steps(self, split: str = "train", *, run: str = "run") -> dict[int, dict[str, float]]:
+        """Return the metrics of a run by step."""
+        return read_steps(self.folder / run / "metrics" / f"{split}.jsonl")
+
+    def load_weights(self, step: int, *, run: str = "run") -> dict[str, torch.Tensor]:
+        """Return the model's state of a checkpoint."""
+        (path,) = (self.folder / run / "checkpoints" / f"step_{step}" / "model").rglob("*.pt")
+        weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+        return weights
+
+
+def find_run_card(run: Path, name: str) -> AssetCard:
+    """Return a card that fairseq2 makes of a run's checkpoints, such as `last_checkpoint`."""
+    loader = get_dependency_resolver().resolve(ModelMetadataLoader)  # type: ignore[type-abstract]
+    return StandardAssetStore([loader.load(run / "checkpoints")]).retrieve_card(name)

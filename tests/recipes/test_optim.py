@@ -8,16 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.spear.pretrain.recipe import SpearPretrainRecipe
-from tests.recipes.common import call_recipe, read_steps, write_test_codes
+from tests.recipes.common import SMALL_MODEL, PretrainRunner
 
-CONFIG = "recipes/spear/pretrain/configs/tiny_demo.yaml"
-
-# A student small enough that a step costs next to nothing.
-SMALL_MODEL = (
-    "model.config_overrides.zipformer={subsampling_channels: [2, 4, 4], downsampling_factors: [1, 2], "
-    "num_layers: [1, 1], encoder_dims: [16, 16], feedforward_dims: [32, 32], kernel_sizes: [7, 7], num_heads: [2, 2]}"
-)
 SHORT_RUN = [
     SMALL_MODEL,
     "dataset.max_batch_seconds=15",
@@ -40,43 +32,23 @@ SCHEDULE = [
 ]
 
 
-class Runner:
-    """Calls the recipe on the test corpora."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.run_folder = folder / "run"
-        self._corpora = write_test_codes(folder / "codes")
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-
-    def __call__(self, *options: str) -> tuple[int, list[str]]:
-        train = f"dataset.config_overrides.train={self._corpora}"
-        arguments = [str(self.run_folder), "--config-file", CONFIG, "--config", train, *SHORT_RUN, *options]
-        return call_recipe(SpearPretrainRecipe(), arguments, self._monkeypatch, self._capsys)
-
-    def load_weights(self, step: int) -> dict[str, torch.Tensor]:
-        (path,) = (self.run_folder / "checkpoints" / f"step_{step}" / "model").rglob("*.pt")
-        weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
-        return weights
-
-
 @pytest.fixture
-def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(tmp_path, monkeypatch, capsys)
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> PretrainRunner:
+    return PretrainRunner(tmp_path, SHORT_RUN, monkeypatch, capsys, splits=("train",))
 
 
-def test_a_run_follows_the_schedule_and_goes_on_bit_for_bit_where_it_was_stopped(runner: Runner) -> None:
+def test_a_run_follows_the_schedule_and_goes_on_bit_for_bit_where_it_was_stopped(runner: PretrainRunner) -> None:
     assert runner(*OPTIMIZER, *SCHEDULE) == (0, [])
-    steps = read_steps(runner.run_folder / "metrics" / "train.jsonl")
+    steps = runner.read_steps()
     for step, record in steps.items():
         # A step is 15 s of 45 s, the fixed point of the hours.
         factor = ((step / 4) ** 2 + 1) ** -0.25 * ((step / 3) ** 2 + 1) ** -0.25 * (0.75 if step == 1 else 1.0)
         assert record["Learning Rate"] == pytest.approx([0.02 * factor, 0.04 * factor])
     expected = runner.load_weights(8)
-    shutil.rmtree(runner.run_folder)
+    shutil.rmtree(runner.folder / "run")
     assert runner(*OPTIMIZER, *SCHEDULE, "regime.num_steps=5") == (0, [])
     assert runner(*OPTIMIZER, *SCHEDULE) == (0, [])
-    metrics = (runner.run_folder / "metrics" / "train.jsonl").read_text()
+    metrics = (runner.folder / "run" / "metrics" / "train.jsonl").read_text()
     assert metrics.count('"Step": 1,') == 1
     weights = runner.load_weights(8)
     assert weights.keys() == expected.keys()
@@ -92,7 +64,7 @@ def test_a_run_follows_the_schedule_and_goes_on_bit_for_bit_where_it_was_stopped
         ([SCHEDULE[0], "lr_scheduler.config={warmup_start: 2.0}"], "`warmup_start` must be in [0, 1], but is 2.0"),
     ],
 )
-def test_a_wrong_value_is_named_in_one_line(runner: Runner, options: list[str], part: str) -> None:
+def test_a_wrong_value_is_named_in_one_line(runner: PretrainRunner, options: list[str], part: str) -> None:
     code, lines = runner(*options)
     assert (code, len(lines)) == (2, 1)
     assert part in lines[0]

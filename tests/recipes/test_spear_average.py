@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq2.assets import AssetCard, StandardAssetStore
-from fairseq2.checkpoint import ModelMetadataLoader
-from fairseq2.runtime.dependency import get_dependency_resolver
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,8 +17,8 @@ from recipes.spear.average.recipe import SpearAverageRecipe
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.models.spear import get_spear_model_hub
 from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE, RunningAverage
-from tests.recipes.common import call_recipe, write_test_codes
-from tests.recipes.test_spear_pretrain import CONFIG, SHORT_RUN
+from tests.recipes.common import TINY_DEMO, call_recipe, find_run_card, write_test_codes
+from tests.recipes.test_spear_pretrain import SHORT_RUN
 
 Call = Callable[..., tuple[int, list[str]]]
 
@@ -132,7 +129,7 @@ def test_the_result_loads_as_a_run_by_card_and_by_name(finished: Path, average: 
     source = open_source(SourceSection(name="mean", checkpoint=str(out)), device=cpu, seed=0)
     features, _ = source.extract(torch.zeros(1, 16000), torch.tensor([16000]))
     assert len(features) == 2
-    configs = [get_spear_model_hub().get_model_config(find_card(run, "last_checkpoint")) for run in (finished, out)]
+    configs = [get_spear_model_hub().get_model_config(find_run_card(run, "last_checkpoint")) for run in (finished, out)]
     assert configs[0] == configs[1]
     out.rename(tmp_path / "mean")
     cards = tmp_path / "mean" / "checkpoints" / "step_7" / "model"
@@ -248,7 +245,7 @@ def pretrain_arguments(folder: Path, *options: str) -> list[str]:
     regime = ["num_steps=7", "checkpoint_every_n_steps=1", "checkpoint_after_n_steps=1", "validate_every_n_steps=null"]
     regime += ["keep_last_n_checkpoints=null", "score_metric=null"]
     overrides = [*lists, *SHORT_RUN, *(f"regime.{line}" for line in regime), "dataset.has_validation=false", *options]
-    return [str(folder / "run"), "--config-file", CONFIG, "--config", *overrides]
+    return [str(folder / "run"), "--config-file", TINY_DEMO, "--config", *overrides]
 
 
 def train(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
@@ -261,14 +258,9 @@ def train(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
     return 0
 
 
-def find_card(run: Path, name: str) -> AssetCard:
-    loader = get_dependency_resolver().resolve(ModelMetadataLoader)  # type: ignore[type-abstract]
-    return StandardAssetStore([loader.load(run / "checkpoints")]).retrieve_card(name)
-
-
 def read_result(folder: Path) -> dict[str, Tensor]:
     """Load the result as fairseq2 loads the last checkpoint of a run."""
-    card = find_card(folder, "last_checkpoint")
+    card = find_run_card(folder, "last_checkpoint")
     return dict(get_spear_model_hub().load_model(card, device=torch.device("cpu")).state_dict())
 
 

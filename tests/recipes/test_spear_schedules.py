@@ -10,21 +10,16 @@ import torch
 from fairseq2.device import CPU
 from fairseq2.gang import FakeGang
 
-from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from recipes.spear.pretrain.unit import BatchCounter
-from tests.recipes.common import call_recipe, write_test_codes
+from tests.recipes.common import SMALL_ZIPFORMER, PretrainRunner
 from tests.unit.models.spear.makers import create_small_model
 
-SIZES = (
-    "subsampling_channels: [2, 4, 4], downsampling_factors: [1, 2], num_layers: [1, 1], encoder_dims: [16, 16], "
-    "feedforward_dims: [32, 32], kernel_sizes: [7, 7], num_heads: [2, 2]"
-)
 REGULARIZATION = (
     "{dropout: scheduled, branch_skips: scheduled, layer_skips: scheduled, position_skips: scheduled, "
     "feature_mask_p: 0.125, balancer: scheduled, whitening: scheduled, limits: forced, score_penalty: off}"
 )
 OPTIONS = [
-    f"model.config_overrides.zipformer={{{SIZES}, regularization: {REGULARIZATION}}}",
+    f"model.config_overrides.zipformer={{{SMALL_ZIPFORMER}, regularization: {REGULARIZATION}}}",
     "model.config_overrides.target_streams=[{name: speech, num_codebooks: 2}]",
     "dataset.max_batch_seconds=15",
     "dataset.has_validation=false",
@@ -39,38 +34,19 @@ OPTIONS = [
 ]
 
 
-class Runner:
-    """Calls the recipe on the test corpora."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.run_folder = folder / "run"
-        self._corpora = write_test_codes(folder / "codes")
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-
-    def __call__(self, *options: str) -> tuple[int, list[str]]:
-        config_file = "recipes/spear/pretrain/configs/tiny_demo.yaml"
-        train = f"dataset.config_overrides.train={self._corpora}"
-        arguments = [str(self.run_folder), "--config-file", config_file, "--config", train, *OPTIONS, *options]
-        return call_recipe(SpearPretrainRecipe(), arguments, self._monkeypatch, self._capsys)
-
-    def load_weights(self, step: int) -> dict[str, torch.Tensor]:
-        (path,) = (self.run_folder / "checkpoints" / f"step_{step}" / "model").rglob("*.pt")
-        weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
-        return weights
-
-
 @pytest.fixture
-def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
-    return Runner(tmp_path, monkeypatch, capsys)
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> PretrainRunner:
+    return PretrainRunner(tmp_path, OPTIONS, monkeypatch, capsys, splits=("train",))
 
 
-def test_a_run_with_schedules_goes_on_bit_for_bit_between_two_settings_of_the_batch_count(runner: Runner) -> None:
+def test_a_run_with_schedules_goes_on_bit_for_bit_between_two_settings_of_the_batch_count(
+    runner: PretrainRunner,
+) -> None:
     assert runner() == (0, [])
     expected = runner.load_weights(6)
     # Set before steps 1, 3 and 5, where 4 steps of 15 s were done.
     assert expected["training_state.batch_count"] == 4 * 150
-    shutil.rmtree(runner.run_folder)
+    shutil.rmtree(runner.folder / "run")
     assert runner("regime.num_steps=3") == (0, [])
     # Step 4 starts from here, with what was set before step 3.
     assert runner.load_weights(3)["training_state.batch_count"] == 2 * 150
@@ -80,14 +56,16 @@ def test_a_run_with_schedules_goes_on_bit_for_bit_between_two_settings_of_the_ba
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def test_a_wrong_unit_is_named_in_one_line(runner: Runner) -> None:
+def test_a_wrong_unit_is_named_in_one_line(runner: PretrainRunner) -> None:
     code, lines = runner("batch_count.unit_seconds=0")
     assert (code, len(lines)) == (2, 1)
     assert "`unit_seconds` must be positive" in lines[0]
 
 
-def test_a_wrong_switch_is_named_in_one_line(runner: Runner) -> None:
-    code, lines = runner(f"model.config_overrides.zipformer={{{SIZES}, regularization: {{balancer: sometimes}}}}")
+def test_a_wrong_switch_is_named_in_one_line(runner: PretrainRunner) -> None:
+    code, lines = runner(
+        f"model.config_overrides.zipformer={{{SMALL_ZIPFORMER}, regularization: {{balancer: sometimes}}}}"
+    )
     assert (code, len(lines)) == (2, 1)
     assert "Supported values are off, scheduled, forced" in lines[0]
 

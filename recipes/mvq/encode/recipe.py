@@ -9,13 +9,14 @@ import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
 from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
 from recipes.mvq.encode.failures import FailureLists
+from recipes.tasks import StoppableTask
 from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from spear_plugin.quantizers import (
@@ -73,7 +74,7 @@ def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> Mult
 
 
 @final
-class MvqEncodeTask(Task):
+class MvqEncodeTask(StoppableTask):
     """Encodes the manifest in blocks of rows, the shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
 
     def __init__(
@@ -84,6 +85,7 @@ class MvqEncodeTask(Task):
         quantizer: MultiCodebookQuantizer,
         identity: CodeStoreIdentity,
     ) -> None:
+        super().__init__()
         config = context.get_config_as(MvqEncodeConfig)
         self._section = config.corpus
         self._folder = context.output_dir
@@ -95,8 +97,6 @@ class MvqEncodeTask(Task):
         self._failures = FailureLists(context.output_dir)
         size = config.corpus.rows_per_shard
         self._shards = [rows[start : start + size] for start in range(0, len(rows), size)]
-        self._stop_requested = False
-        self._step_nr = 0
         if (num_threads := config.common.torch.num_threads) is not None:
             # fairseq2 lets OMP_NUM_THREADS win; codes must not depend on where they were made.
             torch.set_num_threads(num_threads)
@@ -138,7 +138,7 @@ class MvqEncodeTask(Task):
         with self._progress_reporter.create_task("encode (files)", total=num_rows) as progress:
             for index in pending:
                 self._encode_shard(writer, index, progress.step)
-                self._step_nr += 1
+                self.count_step()
 
                 seconds_done += sum(row.duration for row in self._shards[index])
                 rate = seconds_done / (time.perf_counter() - start)
@@ -159,8 +159,7 @@ class MvqEncodeTask(Task):
             failures |= {utterance.row.id: utterance.problem for utterance in batch if utterance.frames is None}
             check_failures(num_failures + len(failures), self._section, self._folder)
             advance(len(batch))
-            if self._stop_requested:
-                raise TaskStopException
+            self.check_stop()
 
         self._failures.write(index, [(row.id, failures[row.id]) for row in rows if row.id in failures])
         ids = [row.id for row in rows if row.id in codes]
@@ -191,16 +190,3 @@ class MvqEncodeTask(Task):
         )
         if num_failures:
             log.warning("{:,} files are left out; {} says why.", num_failures, self._folder / "failed.tsv")
-
-    @override
-    def request_stop(self) -> None:
-        self._stop_requested = True
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._step_nr
-
-    @override
-    def close(self) -> None:
-        pass

@@ -8,8 +8,7 @@ from typing import final
 import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.error import RecipeError
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,6 +16,7 @@ from recipes.mvq.train.checkpoint import QuantizerCheckpoint, StepWatch
 from recipes.mvq.train.config import MvqTrainConfig
 from recipes.mvq.train.frames import collect_frames, read_frames, write_frames
 from recipes.mvq.train.report import write_report
+from recipes.tasks import StoppableTask, refuse_several_processes
 from spear_plugin.data.manifest import manifest_digest, read_manifest
 from spear_plugin.quantizers import (
     MultiCodebookQuantizer,
@@ -42,8 +42,7 @@ class MvqTrainRecipe(Recipe):
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
-        if (size := context.gangs.root.size) > 1:
-            raise RecipeError(f"`recipes.mvq.train` must be run by one process, but is run by {size}.")
+        refuse_several_processes(context, "recipes.mvq.train")
 
         return MvqTrainTask(context)
 
@@ -54,17 +53,16 @@ class MvqTrainRecipe(Recipe):
 
 
 @final
-class MvqTrainTask(Task):
+class MvqTrainTask(StoppableTask):
     """Collects frames, trains the quantizers, writes asset and report; each part is done once in an output folder."""
 
     def __init__(self, context: RecipeContext) -> None:
+        super().__init__()
         self._config = context.get_config_as(MvqTrainConfig)
         self._folder = context.output_dir
         self._device = context.device
         self._progress_reporter = context.progress_reporter
         self._metric_recorder = context.metric_recorder
-        self._stop_requested = False
-        self._step_nr = 0
 
     @override
     @torch.inference_mode(mode=False)
@@ -120,7 +118,7 @@ class MvqTrainTask(Task):
 
             def report(num_frames: int) -> None:
                 progress.step(num_frames)
-                self._check_stop()
+                self.check_stop()
 
             frames = collect_frames(
                 teacher, rows, corpus,
@@ -153,13 +151,13 @@ class MvqTrainTask(Task):
 
             def after_step(state: QuantizerProgress) -> None:
                 progress.step()
-                self._step_nr += 1
+                self.count_step()
                 step, is_last = state.num_steps_done, state.num_steps_done == state.num_steps
                 if step % self._config.publish_metrics_every_n_steps == 0 or is_last:
                     self._metric_recorder.record_metric_values(category, _describe_step(state) | watch.lap(step), step)
-                if step % self._config.checkpoint_every_n_steps == 0 or is_last or self._stop_requested:
+                if step % self._config.checkpoint_every_n_steps == 0 or is_last or self.stop_requested:
                     checkpoint.save(trainer)
-                self._check_stop()
+                self.check_stop()
 
             trainer.run(after_step)
 
@@ -173,19 +171,6 @@ class MvqTrainTask(Task):
             teacher=teacher.name,
             frame_rate_hz=teacher.frame_rate_hz,
         )
-
-    def _check_stop(self) -> None:
-        if self._stop_requested:
-            raise TaskStopException
-
-    @override
-    def request_stop(self) -> None:
-        self._stop_requested = True
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._step_nr
 
     @override
     def close(self) -> None:

@@ -11,7 +11,7 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
-from fairseq2.task import Task, TaskStopException
+from fairseq2.task import Task
 from fairseq2.utils.structured import ValueConverter
 from fairseq2.utils.yaml import YamlDumper
 from safetensors.torch import save_file
@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from recipes.spear.average.config import SpearAverageConfig
 from recipes.spear.average.sources import Run, Source, find_sources
+from recipes.tasks import StoppableTask, refuse_several_processes
 from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig
 from spear_plugin.optim.averaging import AveragingError, RunningAverage, WeightMean, merge_average
 
@@ -30,8 +31,7 @@ class SpearAverageRecipe(Recipe):
 
     @override
     def create_task(self, context: RecipeContext) -> Task:
-        if (size := context.gangs.root.size) > 1:
-            raise RecipeError(f"`recipes.spear.average` must be run by one process, but is run by {size}.")
+        refuse_several_processes(context, "recipes.spear.average")
         return SpearAverageTask(context)
 
     @property
@@ -41,15 +41,14 @@ class SpearAverageRecipe(Recipe):
 
 
 @final
-class SpearAverageTask(Task):
+class SpearAverageTask(StoppableTask):
     """Reads models one after the other, writes their mean to ``OUT/checkpoints``."""
 
     def __init__(self, context: RecipeContext) -> None:
+        super().__init__()
         self._config = context.get_config_as(SpearAverageConfig)
         self._folder = context.output_dir
         self._progress_reporter = context.progress_reporter
-        self._stop_requested = False
-        self._step_nr = 0
 
     @override
     def run(self) -> None:
@@ -103,22 +102,8 @@ class SpearAverageTask(Task):
         )
 
     def _advance(self) -> None:
-        self._step_nr += 1
-        if self._stop_requested:
-            raise TaskStopException
-
-    @override
-    def request_stop(self) -> None:
-        self._stop_requested = True
-
-    @property
-    @override
-    def step_nr(self) -> int:
-        return self._step_nr
-
-    @override
-    def close(self) -> None:
-        pass
+        self.count_step()
+        self.check_stop()
 
 
 def write_result(

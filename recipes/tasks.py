@@ -1,0 +1,44 @@
+"""What the recipes that are no training runs share: tasks that stop when asked to, and the limit to one process."""
+
+from __future__ import annotations
+
+from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task, TaskStopException
+from typing_extensions import override
+
+
+class StoppableTask(Task):
+    """A task that ends at its next :meth:`check_stop` once fairseq2 asked it to stop, e.g. upon a signal."""
+
+    def __init__(self) -> None:
+        self.stop_requested = False
+        self._step_nr = 0
+
+    def check_stop(self) -> None:
+        """Raise :class:`TaskStopException` if the task was asked to stop."""
+        if self.stop_requested:
+            raise TaskStopException
+
+    def count_step(self) -> None:
+        """Count a finished part of the work."""
+        self._step_nr += 1
+
+    @override
+    def request_stop(self) -> None:
+        self.stop_requested = True
+
+    @property
+    @override
+    def step_nr(self) -> int:
+        return self._step_nr
+
+    @override
+    def close(self) -> None:
+        pass
+
+
+def refuse_several_processes(context: RecipeContext, module: str) -> None:
+    """Raise :class:`RecipeError` if the recipe of a module was started by more than one process."""
+    if (size := context.gangs.root.size) > 1:
+        raise RecipeError(f"`{module}` must be run by one process, but is run by {size}.")
