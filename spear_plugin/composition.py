@@ -19,6 +19,7 @@ from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.options import SpearDatasetError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import (
+    DOMAINS,
     SPEAR_FAMILY,
     SpearConfig,
     SpearModel,
@@ -106,15 +107,23 @@ def _register_optim(container: DependencyContainer) -> None:
 def _register_metric_names(container: DependencyContainer) -> None:
     descriptors = [MetricDescriptor("masked_accuracy", "Masked Accuracy", 200, format_as_float, higher_better=True)]
     for stream in ("speech", "audio"):
+        prefixes = {stream: stream.capitalize()}
+        prefixes |= {f"{stream}_on_{domain}": f"{stream.capitalize()} on {domain.capitalize()}" for domain in DOMAINS}
+        for prefix, name in prefixes.items():
+            descriptors += [
+                MetricDescriptor(f"{prefix}_loss", f"{name} Loss", 100, format_as_float),
+                MetricDescriptor(
+                    f"{prefix}_masked_accuracy", f"{name} Masked Accuracy", 201, format_as_float, higher_better=True
+                ),
+                MetricDescriptor(
+                    f"{prefix}_unmasked_accuracy", f"{name} Unmasked Accuracy", 202, format_as_float, higher_better=True
+                ),
+            ]
         name = stream.capitalize()
         descriptors += [
-            MetricDescriptor(f"{stream}_loss", f"{name} Loss", 100, format_as_float),
-            MetricDescriptor(
-                f"{stream}_masked_accuracy", f"{name} Masked Accuracy", 201, format_as_float, higher_better=True
-            ),
-            MetricDescriptor(
-                f"{stream}_unmasked_accuracy", f"{name} Unmasked Accuracy", 202, format_as_float, higher_better=True
-            ),
+            MetricDescriptor(f"{stream}_codebook_usage", f"{name} Codebook Usage", 203, format_as_float),
+            MetricDescriptor(f"{stream}_predicted_perplexity", f"{name} Predicted Perplexity", 204, format_as_float),
+            MetricDescriptor(f"{stream}_target_perplexity", f"{name} Target Perplexity", 205, format_as_float),
         ]
     descriptors += [
         MetricDescriptor("total_audio_seconds", "Total Audio Seconds", 830, format_as_float),

@@ -20,25 +20,34 @@ from spear_plugin.models.spear.alignment import IGNORED_CODE, CodeAlignment
 
 @dataclass(kw_only=True)
 class StreamOutput:
-    """Statistics of one target stream over a batch, detached and on the device; targets are frames times codebooks."""
+    """Statistics of one target stream over a batch, detached and on the device; targets are frames times codebooks.
+
+    The first six hold a sum for each domain, (number of domains,).
+    """
 
     loss: Tensor
-    """() sum over utterances and frames of the mean cross-entropy over codebooks, before domain weights."""
+    """Sum over utterances and frames of the mean cross-entropy over codebooks, before domain weights."""
 
     cross_entropy: Tensor
-    """() sum over targets of the cross-entropy in nats, without any weight; what is not a number is left out."""
+    """Sum over targets of the cross-entropy in nats, without any weight; what is not a number is left out."""
 
     num_masked: Tensor
-    """() number of targets on masked frames."""
+    """Number of targets on masked frames."""
 
     num_unmasked: Tensor
-    """() number of targets on unmasked frames."""
+    """Number of targets on unmasked frames."""
 
     correct_masked: Tensor
-    """() number of targets on masked frames that are the likeliest entry."""
+    """Number of targets on masked frames that are the likeliest entry."""
 
     correct_unmasked: Tensor
-    """() number of targets on unmasked frames that are the likeliest entry."""
+    """Number of targets on unmasked frames that are the likeliest entry."""
+
+    predicted_counts: Tensor
+    """(K, V) int64, how often an entry was the likeliest where there was a target."""
+
+    target_counts: Tensor
+    """(K, V) int64, how often an entry was the target."""
 
 
 class CodebookHead(Module):
@@ -112,13 +121,48 @@ class CodebookHead(Module):
         losses = (cross_entropies.mean(dim=2) * frame_weights).sum(dim=1)
         # As the authors do. The gradients of such an utterance are not finite either, which loss scaling notices.
         losses = losses.masked_fill(losses.isnan(), 0.0)
-        statistics = _summarize(losses.detach(), cross_entropies.detach(), logits.detach(), targets, is_masked)
+        statistics = self._summarize(losses.detach(), cross_entropies.detach(), logits, targets, is_masked, domains)
         return losses * self._weights_of(domains), statistics
 
     def predict(self, frames: Tensor) -> Tensor:
         """Return float32 logits (N, T, K, V) for ``frames`` (N, T, D)."""
         logits = linear(frames.to(self.weight.dtype), self.weight.flatten(0, 1), self.bias.flatten())
         return logits.float().view(*frames.shape[:2], *self.bias.shape)
+
+    @torch.no_grad()
+    def _summarize(
+        self,
+        losses: Tensor,
+        cross_entropies: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        is_masked: Tensor,
+        domains: Tensor,
+    ) -> StreamOutput:
+        predictions = logits.argmax(dim=3)
+        is_target = targets != IGNORED_CODE
+        is_correct = is_target & (predictions == targets)
+        # (N, T, K) -> (N, T)
+        num_targets, num_correct = is_target.sum(dim=2), is_correct.sum(dim=2)
+
+        def add_up(values: Tensor) -> Tensor:
+            return _sum_by_domain(values, domains, len(self.domain_weights))
+
+        def count(entries: Tensor) -> Tensor:
+            # Stacked frames are of the same codebooks.
+            counts = _count_entries(entries, is_target, logits.size(3))
+            return counts.view(-1, self.num_codebooks, logits.size(3)).sum(dim=0)
+
+        return StreamOutput(
+            loss=add_up(losses),
+            cross_entropy=add_up(cross_entropies.nansum(dim=(1, 2))),
+            num_masked=add_up((num_targets * is_masked).sum(dim=1)),
+            num_unmasked=add_up((num_targets * ~is_masked).sum(dim=1)),
+            correct_masked=add_up((num_correct * is_masked).sum(dim=1)),
+            correct_unmasked=add_up((num_correct * ~is_masked).sum(dim=1)),
+            predicted_counts=count(predictions),
+            target_counts=count(targets),
+        )
 
     def _weights_of(self, domains: Tensor) -> Tensor:
         weights = torch.zeros_like(domains, dtype=torch.float32)
@@ -130,19 +174,17 @@ class CodebookHead(Module):
         __call__ = forward
 
 
-def _summarize(
-    losses: Tensor, cross_entropies: Tensor, logits: Tensor, targets: Tensor, is_masked: Tensor
-) -> StreamOutput:
-    is_target = targets != IGNORED_CODE
-    is_correct = is_target & (logits.argmax(dim=3) == targets)
-    # (N, T, K) -> (N, T) -> ()
-    num_targets, num_correct = is_target.sum(dim=2), is_correct.sum(dim=2)
-    num_masked, correct_masked = (num_targets * is_masked).sum(), (num_correct * is_masked).sum()
-    return StreamOutput(
-        loss=losses.sum(),
-        cross_entropy=cross_entropies.nansum(),
-        num_masked=num_masked,
-        num_unmasked=num_targets.sum() - num_masked,
-        correct_masked=correct_masked,
-        correct_unmasked=num_correct.sum() - correct_masked,
-    )
+def _sum_by_domain(values: Tensor, domains: Tensor, num_domains: int) -> Tensor:
+    """Return the sums (num_domains,) of one value for each utterance, (N,)."""
+    is_domain = domains == torch.arange(num_domains, device=domains.device)[:, None]
+    return values.where(is_domain, 0).sum(dim=1)
+
+
+def _count_entries(entries: Tensor, is_target: Tensor, codebook_size: int) -> Tensor:
+    """Return how often (K, V) each entry stands in ``entries`` (N, T, K), where ``is_target``."""
+    num_codebooks = entries.size(2)
+    # Integers, so that the order of additions on a device makes no difference; ignored entries add 0 to any place.
+    indices = entries.clamp(min=0) + codebook_size * torch.arange(num_codebooks, device=entries.device)
+    counts = torch.zeros(num_codebooks * codebook_size, dtype=torch.int64, device=entries.device)
+    counts.scatter_add_(0, indices.flatten().long(), is_target.flatten().long())
+    return counts.view(num_codebooks, codebook_size)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from spear_plugin.models.spear import SpearConfig, create_spear_model, num_output_frames
+from spear_plugin.models.spear import DOMAINS, SpearConfig, create_spear_model, num_output_frames
 from spear_plugin.models.zipformer import RegularizationConfig, attention, forced_regularization, zipformer_tiny
 from spear_plugin.nn import gradients, regularizers
 from tests.common import assert_close
@@ -44,8 +44,8 @@ def test_even_scores_give_the_loss_of_chance_for_each_frame() -> None:
     batch = create_batch([16000] * 4)
     speech = model(batch.waveforms, batch.lengths, batch.codes, batch.domains).streams["speech"]
     num_frames = 4 * num_output_frames(16000, SpearConfig())
-    assert int(speech.num_masked + speech.num_unmasked) == 16 * num_frames
-    assert_close(speech.loss, torch.tensor(num_frames * math.log(256)))
+    assert int((speech.num_masked + speech.num_unmasked).sum()) == 16 * num_frames
+    assert_close(speech.loss.sum(), torch.tensor(num_frames * math.log(256)))
 
 
 def test_targets_beyond_an_utterance_are_left_out() -> None:
@@ -53,18 +53,29 @@ def test_targets_beyond_an_utterance_are_left_out() -> None:
     batch = create_batch([16000, 4000])
     statistics = model(batch.waveforms, batch.lengths, batch.codes, batch.domains).streams["audio"]
     # 4,000 samples have 6 codes at 25 Hz, or 12 repeated, but 9 encoder frames.
-    assert int(statistics.num_masked + statistics.num_unmasked) == 8 * 9
+    assert int((statistics.num_masked + statistics.num_unmasked).sum()) == 8 * 9
 
 
-def test_domain_weights_decide_which_stream_counts() -> None:
-    model = create_small_model().eval()
+# The weights of the two streams by domain, (speech, audio) each: SPEAR's loss and those that it was compared with.
+DUAL_DOMAIN_LOSSES = {
+    "asymmetric": {"speech": (1.0, 1.0), "audio": (0.0, 0.1)},
+    "joint": {"speech": (1.0, 1.0), "audio": (0.1, 0.1)},
+    "disjoint": {"speech": (1.0, 0.0), "audio": (0.0, 0.25)},
+}
+
+
+@pytest.mark.parametrize("kind", DUAL_DOMAIN_LOSSES)
+def test_domain_weights_decide_which_stream_counts(kind: str) -> None:
+    config = small_config()
+    for stream in config.target_streams:
+        stream.weights = dict(zip(DOMAINS, DUAL_DOMAIN_LOSSES[kind][stream.name], strict=True))
+    model = create_spear_model(config).eval()
     batch = create_batch([8000, 8000])
-    torch.manual_seed(0)
+    batch.codes["audio"][0] = 7  # speech has these targets too
     output = model(batch.waveforms, batch.lengths, batch.codes, batch.domains)
-    assert_close(output.loss, output.streams["speech"].loss + 0.1 * output.streams["audio"].loss)
-    torch.manual_seed(0)
-    as_speech = model(batch.waveforms, batch.lengths, batch.codes, torch.zeros_like(batch.domains))
-    assert_close(as_speech.loss, output.streams["speech"].loss)
+    terms = [torch.tensor(DUAL_DOMAIN_LOSSES[kind][name]) * stream.loss for name, stream in output.streams.items()]
+    assert min(float(stream.loss.min()) for stream in output.streams.values()) > 1.0
+    assert_close(output.loss, torch.stack(terms).sum())
 
 
 def test_a_stream_without_codes_takes_part_with_a_zero_gradient() -> None:
