@@ -18,11 +18,12 @@ from torch import Tensor
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus, write_failures
 from recipes.mvq.train.config import FrameCorpusSection
+from spear_plugin.data.audio import resampled_length
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import ManifestRow
 from spear_plugin.teachers import Teacher
 
-_ROWS_AT_ONCE = 256
+_MAX_ROWS_AT_ONCE = 256
 
 
 def collect_frames(
@@ -50,8 +51,9 @@ def collect_frames(
     num_missing = section.max_frames
     order = sorted(rows, key=lambda row: _digest(seed, "order", row.id))
 
-    for start in range(0, len(order), _ROWS_AT_ONCE):
-        block = order[start : start + _ROWS_AT_ONCE]
+    while order and num_missing > 0:
+        num_rows = _count_rows(teacher, order, section, num_missing)
+        block, order = order[:num_rows], order[num_rows:]
         drawn: dict[str, Tensor] = {}
         for batch in embed_corpus(teacher, block, section, device):
             for utterance in batch:
@@ -67,8 +69,6 @@ def collect_frames(
             if row.id in drawn and num_missing > 0:
                 parts.append(drawn[row.id][:num_missing])
                 num_missing -= len(parts[-1])
-        if num_missing <= 0:
-            break
 
     write_failures(folder / "failed.tsv", failures)
     if not parts:
@@ -112,6 +112,18 @@ def check_same_provenance(path: Path, found: dict[str, object], wanted: dict[str
         raise RecipeError(
             f"{path}: was made with other settings ({', '.join(differences)}). Choose another folder, or delete it."
         )
+
+
+def _count_rows(teacher: Teacher, rows: Sequence[ManifestRow], section: FrameCorpusSection, num_frames: int) -> int:
+    """Return how many of the first rows give so many frames, if all are usable; teachers are too slow for more."""
+    count = 0
+    while count < min(len(rows), _MAX_ROWS_AT_ONCE) and num_frames > 0:
+        row = rows[count]
+        frames_of_row = teacher.num_frames(resampled_length(row.num_samples, row.sample_rate, teacher.sample_rate))
+        num_frames -= min(frames_of_row, section.max_frames_per_file)
+        count += 1
+
+    return count
 
 
 def _draw(utterance: EmbeddedUtterance, frames: Tensor, section: FrameCorpusSection, seed: int) -> Tensor:
