@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE
 from tests.recipes.common import SMALL_MODEL, TINY_DEMO, write_test_codes
 
 NUM_STEPS = 24
@@ -25,6 +27,17 @@ REGULARIZED_MODEL = SMALL_MODEL.removesuffix("}") + (
     "position_skips: scheduled, feature_mask_p: 0.125, balancer: scheduled, "
     "whitening: scheduled, limits: scheduled, score_penalty: scheduled}}"
 )
+
+# All of the paper's training that has a state of its own or draws random numbers.
+PAPER_OPTIONS = [
+    "optimizer.name=scaled_adam",
+    "optimizer.config={lr: 0.02, clipping_update_period: 4}",
+    "lr_scheduler.name=eden",
+    "lr_scheduler.config={batch_seconds: 8, num_warmup_steps: 4}",
+    "trainer.max_grad_norm=null",
+    "running_average.every_n_steps=2",
+    "dataset.mixing={speech_probability: 1, noise_probability: 0, utterance: {targets: mixed, max_delay: 1}}",
+]
 
 
 def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[bytes]:
@@ -37,6 +50,7 @@ def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[by
         "--config",
         *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
         REGULARIZED_MODEL,
+        *PAPER_OPTIONS,
         "dataset.max_batch_seconds=8",
         f"regime.num_steps={NUM_STEPS}",
         "regime.validate_every_n_steps=8",
@@ -81,11 +95,13 @@ def kill_after_step(process: subprocess.Popen[bytes], folder: Path, step: int, d
 
 
 def read_state(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of all weights of the last checkpoint."""
-    paths = sorted((folder / "checkpoints" / f"step_{NUM_STEPS}" / "model").rglob("*.pt"))
-    assert paths
-    weights = torch.load(paths[0], weights_only=True)
-    return {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+    """Return the bytes of all weights of the last checkpoint and of their running average."""
+    checkpoint = folder / "checkpoints" / f"step_{NUM_STEPS}"
+    (path,) = (checkpoint / "model").rglob("*.pt")
+    weights = torch.load(path, weights_only=True)
+    average = load_file(checkpoint / RUNNING_AVERAGE_FILE)
+    tensors = weights | {f"average of {name}": tensor for name, tensor in average.items()}
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
 
 
 @pytest.mark.slow
