@@ -66,7 +66,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m recipes.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder for everything, about 1.5 GB")
-    parser.add_argument("--steps", type=int, default=800, help="steps of pre-training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of pre-training (default: %(default)s)")
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1, help="threads to keep busy")
     return parser.parse_args(arguments)
 
