@@ -128,7 +128,7 @@ class _Layout:
 
         self.stacks: list[TensorStack] = []
         for shape, members in by_shape.items():
-            size = max(1, max_stack_elements(members[0].device) // shape.numel())
+            size = max(1, max_stack_elements(members[0]) // shape.numel())
             for start in range(0, len(members), size):
                 stack = members[start : start + size]
                 self.stacks.append(TensorStack(stack, [state[p] for p in stack], group["size_update_period"]))

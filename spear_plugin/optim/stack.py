@@ -17,7 +17,7 @@ from spear_plugin.optim.config import ScaledAdamOptions
 MAX_STACK_ELEMENTS: Final = 2**24
 """Of a stack on a device that pays for each kernel it starts; bounds temporary memory to 350 MB."""
 
-MAX_BLOCK_ELEMENTS: Final = 2**16
+MAX_BLOCK_ELEMENTS: Final = 2**17
 """What a CPU updates at a time: gradients, state and temporary tensors of so many elements fit into its second cache, so
 the main memory is read and written once, and not for every operation."""
 
@@ -29,6 +29,8 @@ class TensorStack:
     def __init__(self, params: list[Tensor], states: list[dict[str, Tensor]], size_update_period: int) -> None:
         self.params = params
         self.num_elements = params[0].numel()
+        # Columns that are updated together.
+        self._block_size = max(1, MAX_BLOCK_ELEMENTS // len(params)) if is_readable(params[0]) else self.num_elements
 
         for param, state in zip(params, states, strict=True):
             if not state:
@@ -75,46 +77,53 @@ class TensorStack:
         else:
             params.clamp_(-options.scalar_max, options.scalar_max)
 
-        for block in self._blocks():
-            part = change if change is None else params[:, block] * change
-            self._update_delta(block, _scaled(rows[:, block], factor), part, options, step)
-            params[:, block].add_(self.delta[:, block])
+        blocks = [tensor.split(self._block_size, dim=1) for tensor in (params, rows, self.delta, self.exp_avg_sq)]
+        is_clipped = not is_readable(factor) or factor.item() != 1.0
+        for param, grad, delta, exp_avg_sq in zip(*blocks, strict=True):
+            delta.mul_(options.betas[0])
+            if change is not None:
+                delta.addcmul_(param, change, value=1.0 - options.betas[0])
+            self._add_gradient(delta, exp_avg_sq, _scaled(grad, factor) if is_clipped else grad, options, step)
+            param.add_(delta)
 
         if not _is_view(params, self.params):
             # (N, E) -> N tensors of shape (*)
             torch._foreach_copy_(self.params, list(params.view_as(self._shaped_delta).unbind()))
 
-    def _update_delta(
-        self, block: slice, grads: Tensor, change: Tensor | None, options: ScaledAdamOptions, step: int
+    def _add_gradient(
+        self, delta: Tensor, exp_avg_sq: Tensor, grads: Tensor, options: ScaledAdamOptions, step: int
     ) -> None:
-        """Compute the update of some columns.
+        """Update the mean square of some columns, B of them, and add the normalised gradient to their update.
 
         Args:
-            block: The columns, B of them.
-            grads: (N, B) after clipping; overwritten.
-            change: (N, B) the change of size, where there is one.
+            delta: (N, B).
+            exp_avg_sq: (N, B).
+            grads: (N, B) after clipping.
             options: The options of the group.
             step: Steps done before.
         """
         beta1, beta2 = options.betas
-        lr = options.lr
-        delta, exp_avg_sq = self.delta[:, block], self.exp_avg_sq[:, block]
-
-        delta.mul_(beta1)
-        if change is not None:
-            delta.add_(change, alpha=1.0 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1.0 - beta2)
+        lr = (1.0 - beta1) * options.lr
         correction = 1.0 - beta2 ** (step + 1)
-        if self.num_elements > 1:
-            if correction >= 0.99:
-                correction = 1.0
-            grads.mul_(self.rms.clamp(min=options.param_min_rms)[:, None])
-        else:
+        if self.num_elements == 1:
             lr *= options.scalar_lr_scale
+        elif correction >= 0.99:
+            correction = 1.0
+        sizes = self.rms.clamp(min=options.param_min_rms)[:, None] if self.num_elements > 1 else self.rms[:, None]
 
+        if len(self.params) == 1 and is_readable(grads):
+            # Adam without momentum. Its "parameter" is our update, and its first moment is the gradient once more.
+            steps = torch.tensor(step + 1.0 if correction < 1.0 else math.inf)
+            torch._fused_adam_(
+                [delta], [grads], [grads], [exp_avg_sq], [], [steps], lr=lr * sizes.item(), beta1=0.0, beta2=beta2,
+                weight_decay=0.0, eps=options.eps, amsgrad=False, maximize=False,
+            )  # fmt: skip
+            return
+
+        exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1.0 - beta2)
         # g / (sqrt(v / k) + eps), with sqrt(k) moved to the numbers: one pass less
         root = math.sqrt(correction)
-        delta.addcdiv_(grads, exp_avg_sq.sqrt().add_(options.eps * root), value=-lr * (1.0 - beta1) * root)
+        delta.addcdiv_(grads * sizes, exp_avg_sq.sqrt().add_(options.eps * root), value=-lr * root)
 
     def _update_size(
         self, params: Tensor, grads: Tensor, factor: Tensor, options: ScaledAdamOptions, step: int
@@ -133,7 +142,8 @@ class TensorStack:
         """
         period = options.size_update_period
         column = step % period
-        products = torch.stack([(params[:, block] * grads[:, block]).sum(1) for block in self._blocks()]).sum(0)
+        blocks = [tensor.split(self._block_size, dim=1) for tensor in (params, grads)]
+        products = torch.stack([_row_products(*block) for block in zip(*blocks, strict=True)]).sum(0)
         self.scale_grads[:, column] = _scaled(products, factor)
         if column != period - 1:
             return None
@@ -149,15 +159,15 @@ class TensorStack:
 
         return torch.minimum(change, (options.param_max_rms - self.rms) / self.rms)[:, None]
 
-    def _blocks(self) -> Iterator[slice]:
-        """Yield the columns that are updated together."""
-        size = max(1, MAX_BLOCK_ELEMENTS // len(self.params)) if self.delta.device.type == "cpu" else self.num_elements
-        yield from (slice(start, start + size) for start in range(0, self.num_elements, size))
 
-
-def max_stack_elements(device: torch.device) -> int:
+def max_stack_elements(like: Tensor) -> int:
     """Return how many elements a stack should have at most, unless a single tensor has more."""
-    return MAX_BLOCK_ELEMENTS if device.type == "cpu" else MAX_STACK_ELEMENTS
+    return MAX_BLOCK_ELEMENTS if is_readable(like) else MAX_STACK_ELEMENTS
+
+
+def is_readable(x: Tensor) -> bool:
+    """Return whether the host may look at a value without waiting for a device."""
+    return x.device.type == "cpu"
 
 
 def _as_rows(tensors: Sequence[Tensor]) -> Tensor:
@@ -170,6 +180,11 @@ def _as_rows(tensors: Sequence[Tensor]) -> Tensor:
 
 def _is_view(rows: Tensor, tensors: Sequence[Tensor]) -> bool:
     return rows.data_ptr() == tensors[0].data_ptr()
+
+
+def _row_products(params: Tensor, grads: Tensor) -> Tensor:
+    """Return (N) the sums of the products of each row."""
+    return torch.dot(params[0], grads[0])[None] if len(params) == 1 else (params * grads).sum(1)
 
 
 def _scaled(grads: Tensor, factor: Tensor) -> Tensor:

@@ -138,6 +138,16 @@ def test_the_size_of_stacks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> 
         assert_close(actual, expected, atol=0.0, rtol=1e-5)
 
 
+def test_the_way_of_a_cpu_and_that_of_other_devices_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = create_params([*SHAPES, (70, 9)])
+    run(ScaledAdam(params, OPTIONS), params, range(20))
+    monkeypatch.setattr(stack, "is_readable", lambda _: False)
+    again = create_params([*SHAPES, (70, 9)])
+    run(ScaledAdam(again, OPTIONS), again, range(20))
+    for actual, expected in zip(again, params, strict=True):
+        assert_close(actual, expected, atol=1e-7, rtol=1e-5)
+
+
 def test_a_missing_gradient_is_a_zero_one() -> None:
     params, zeros = create_params(), create_params()
     optimizers = ScaledAdam(params, OPTIONS), ScaledAdam(zeros, OPTIONS)
@@ -224,6 +234,7 @@ def test_the_memory_layout_of_convolutions_does_not_matter() -> None:
 
 
 def test_a_step_never_reads_a_value_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "is_readable", lambda _: False)
     params = create_params()
     optimizer = ScaledAdam(params, OPTIONS)
 
