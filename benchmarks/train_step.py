@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -87,7 +88,7 @@ class TrainingStep:
         self.optimizer.step()
         self.optimizer.zero_grad()
         times.append(read_clock(self.device))
-        return [end - start for start, end in zip(times, times[1:], strict=False)]
+        return [end - start for start, end in pairwise(times)]
 
     def measure_saved(self) -> float:
         """Return the bytes that a forward pass keeps."""
@@ -144,6 +145,7 @@ def run_profile(arguments: argparse.Namespace) -> None:
 
 
 def start_torch(arguments: argparse.Namespace) -> None:
+    """Prepare this process as the recipes do, with one thread."""
     torch.set_flush_denormal(True)
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
@@ -152,10 +154,11 @@ def start_torch(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace, checkout: Path, setting: str, seed: int) -> Measurement:
     """Measure a setting of a checkout in a fresh process."""
-    options = [f"--{name}={getattr(arguments, name)}" for name in ("arch", "steps", "rows", "length", "device")]
+    names = ("arch", "steps", "rows", "length", "batch_count", "device")
+    options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
+    command = [sys.executable, str(Path(__file__).resolve()), "--worker", f"--setting={setting}", f"--seed={seed}"]
     output = subprocess.run(
-        [sys.executable, str(Path(__file__).resolve()), "--worker", f"--setting={setting}", f"--seed={seed}", *options]
-        + [f"--batch-count={arguments.batch_count}"],
+        [*command, *options],
         cwd=checkout,
         env=os.environ | {"PYTHONPATH": str(checkout.resolve())},
         stdout=subprocess.PIPE,
@@ -171,13 +174,15 @@ def print_row(name: str, results: list[Measurement], baseline: list[Measurement]
     total = statistics.median(sum(step) for result in results for step in result.seconds)
     ratio = statistics.median(mean_step(b) / mean_step(a) for a, b in zip(baseline, results, strict=True))
     memory = [
-        statistics.median(getattr(result, name) for result in results) / MEGABYTE for name in ("peak", "before", "saved")
+        statistics.median(getattr(result, name) for result in results) / MEGABYTE
+        for name in ("peak", "before", "saved")
     ]
     cells = [f"{value:.2f}" for value in (*phases, total, ratio)] + [f"{value:,.0f}" for value in memory]
     print(f"| {name} | {' | '.join(cells)} |")
 
 
 def mean_step(result: Measurement) -> float:
+    """Return the seconds of a step."""
     return statistics.mean(sum(step) for step in result.seconds)
 
 

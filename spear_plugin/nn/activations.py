@@ -53,7 +53,7 @@ class _SwooshLinear(Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, shift: float, offset: float
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mask)
+        ctx.save_for_backward(x, weight, mask)  # type: ignore[arg-type]  # None may be saved too
 
         ctx.shift, ctx.offset = shift, offset  # type: ignore[attr-defined]
 

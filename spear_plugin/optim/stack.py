@@ -6,7 +6,7 @@ Letters: N tensors, E elements of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, final
 
 import torch
@@ -18,8 +18,8 @@ MAX_STACK_ELEMENTS: Final = 2**24
 """Of a stack on a device that pays for each kernel it starts; bounds temporary memory to 350 MB."""
 
 MAX_BLOCK_ELEMENTS: Final = 2**17
-"""What a CPU updates at a time: gradients, state and temporary tensors of so many elements fit into its second cache, so
-the main memory is read and written once, and not for every operation."""
+"""What a CPU updates at a time: gradients and state of so many elements fit into its caches, so the main memory is read
+and written once, and not for every operation."""
 
 
 @final
