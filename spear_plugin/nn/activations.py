@@ -57,20 +57,19 @@ class _SwooshLinear(Function):
 
         ctx.shift, ctx.offset = shift, offset  # type: ignore[attr-defined]
 
-        return F.linear(_drop(_swoosh(x, shift, offset), mask), weight, bias)
+        return F.linear(_drop(_swoosh(x, shift, offset), mask).type_as(weight), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, weight, mask = ctx.saved_tensors
 
-        # Under autocast the products are in half precision, as autograd's own would be.
         rows = grad.flatten(0, -2)
         y = _drop(_swoosh(x, ctx.shift, ctx.offset), mask).type_as(grad).flatten(0, -2)
-        grad_weight, grad_bias = rows.mT.mm(y).type_as(weight), rows.sum(dim=0).type_as(weight)
+        grad_weight, grad_bias = rows.mT.mm(y), rows.sum(dim=0)
         del y
 
         slope = _drop(_swoosh_slope(x, ctx.shift), mask)
-        grad_x = slope.mul_(rows.mm(weight.type_as(grad)).view_as(x)).type_as(x)
+        grad_x = slope.mul_(rows.mm(weight).view_as(x)).type_as(x)
 
         return grad_x, grad_weight, grad_bias, None, None, None
 
@@ -114,6 +113,14 @@ class Swoosh(Module):
 
         :returns: (..., D'), under autocast in half precision.
         """
+        device_type = x.device.type
+
+        if torch.is_autocast_enabled(device_type):
+            # Not by autocast itself, which would keep a copy made without gradients for the weight's other uses.
+            dtype = torch.get_autocast_dtype(device_type)
+
+            weight, bias = weight.to(dtype), bias.to(dtype)
+
         y: Tensor = _SwooshLinear.apply(x, weight, bias, mask, self.shift, self.offset)  # type: ignore[no-untyped-call]
 
         return y
