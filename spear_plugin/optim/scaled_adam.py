@@ -28,14 +28,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from spear_plugin.optim.config import ScaledAdamOptions
-from spear_plugin.optim.stack import TensorStack
+from spear_plugin.optim.stack import TensorStack, max_stack_elements
 
 SHARDED_MESSAGE: Final = (
     "ScaledAdam needs whole tensors, but the parameters are sharded. Set `trainer.data_parallelism` to 'ddp'."
 )
-
-MAX_STACK_ELEMENTS: Final = 2**24
-"""Tensors of one shape are updated in stacks of at most so many elements: bounds temporary memory to 200 MB."""
 
 
 @final
@@ -131,7 +128,7 @@ class _Layout:
 
         self.stacks: list[TensorStack] = []
         for shape, members in by_shape.items():
-            size = max(1, MAX_STACK_ELEMENTS // shape.numel())
+            size = max(1, max_stack_elements(members[0]) // shape.numel())
             for start in range(0, len(members), size):
                 stack = members[start : start + size]
                 self.stacks.append(TensorStack(stack, [state[p] for p in stack], group["size_update_period"]))
@@ -172,22 +169,18 @@ def _update_group(group: dict[str, Any], layout: _Layout) -> None:
 
     grads = layout.gather_grads()
     norm = layout.measure_norm(grads)
-    is_undefined = ~norm.isfinite()
-    factor = _clipping_factor(group, options, norm, step)
+    factor = torch.where(norm.isfinite(), _clipping_factor(group, options, norm, step), 0.0)
 
     for stack, members in zip(layout.stacks, grads, strict=True):
-        stacked = torch.stack(members).reshape(len(members), -1)
-        if factor is not None:
-            stacked.mul_(factor)
-        stack.update(stacked.masked_fill_(is_undefined, 0.0), options, step)
+        stack.update(members, factor, options, step)
 
     group["step"] = step + 1
 
 
-def _clipping_factor(group: dict[str, Any], options: ScaledAdamOptions, norm: Tensor, step: int) -> Tensor | None:
-    """Record the norm and return () the factor for the gradients, None for 1."""
+def _clipping_factor(group: dict[str, Any], options: ScaledAdamOptions, norm: Tensor, step: int) -> Tensor:
+    """Record the norm and return () the factor for the gradients."""
     if options.clipping_scale is None or step == 0:  # before the first step sizes are those of initialization
-        return None
+        return torch.ones_like(norm)
 
     period = options.clipping_update_period
     column = step % period
@@ -204,7 +197,7 @@ def _clipping_factor(group: dict[str, Any], options: ScaledAdamOptions, norm: Te
         median = torch.where(median == 0.0, ordered[-1], median)
         threshold.copy_(torch.where(is_zero, threshold, options.clipping_scale * median))
     if step < period:
-        return None
+        return torch.ones_like(norm)
 
     return (threshold / (norm + 1e-20)).clamp(max=1.0)
 

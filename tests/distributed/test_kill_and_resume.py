@@ -17,16 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE
-from tests.recipes.common import SMALL_MODEL, TINY_DEMO, write_test_codes
+from tests.recipes.common import REGULARIZED_MODEL, TINY_DEMO, write_test_codes
 
 NUM_STEPS = 24
-
-# The model with everything that acts in training only, and so with all its random draws and memory.
-REGULARIZED_MODEL = SMALL_MODEL.removesuffix("}") + (
-    ", regularization: {dropout: scheduled, branch_skips: scheduled, layer_skips: scheduled, "
-    "position_skips: scheduled, feature_mask_p: 0.125, balancer: scheduled, "
-    "whitening: scheduled, limits: scheduled, score_penalty: scheduled}}"
-)
 
 # All of the paper's training that has a state of its own or draws random numbers.
 PAPER_OPTIONS = [

@@ -30,6 +30,13 @@ SMALL_ZIPFORMER = (
 )
 SMALL_MODEL = f"model.config_overrides.zipformer={{{SMALL_ZIPFORMER}}}"
 
+# The model with everything that acts in training only, and so with all its random draws and memory.
+REGULARIZED_MODEL = SMALL_MODEL.removesuffix("}") + (
+    ", regularization: {dropout: scheduled, branch_skips: scheduled, layer_skips: scheduled, "
+    "position_skips: scheduled, feature_mask_p: 0.125, balancer: scheduled, "
+    "whitening: scheduled, limits: scheduled, score_penalty: scheduled}}"
+)
+
 
 def call_recipe(
     recipe: Recipe, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

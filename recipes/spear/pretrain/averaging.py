@@ -28,8 +28,6 @@ def keep_running_average(context: RecipeContext, trainer: Trainer) -> None:
     every_n_steps = config.running_average.every_n_steps
     if every_n_steps is None:
         return
-    if config.trainer.data_parallelism != "ddp":
-        raise RecipeError("`running_average` needs whole weights on each process: use `trainer.data_parallelism=ddp`.")
     if config.regime.save_model_only not in (False, "all_but_last"):
         raise RecipeError("`running_average` needs checkpoints to go on from: unset `regime.save_model_only`.")
     if context.gangs.root.rank != 0:

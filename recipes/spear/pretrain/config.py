@@ -103,7 +103,7 @@ class RunningAverageSection(Validatable):
 
 
 @dataclass(kw_only=True)
-class SpearPretrainConfig:
+class SpearPretrainConfig(Validatable):
     model: ModelSection = field(default_factory=lambda: ModelSection(family=SPEAR_FAMILY, arch="base"))
 
     dataset: SpearDatasetSection = field(default_factory=SpearDatasetSection)
@@ -138,3 +138,15 @@ class SpearPretrainConfig:
     )
 
     common: CommonSection = field(default_factory=default_common_section)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        # Here, because fairseq2 asks the model only for granularity `layer`, and leaves it out with one process.
+        if self.trainer.data_parallelism != "ddp":
+            result.add_error(
+                "SPEAR cannot be sharded, because FSDP takes no parameters without axes, as the scales of its norms "
+                "are: use `trainer.data_parallelism=ddp`, and `trainer.activation_checkpointing.mode=layerwise` to "
+                "save memory."
+            )
+        return result

@@ -17,7 +17,7 @@ from typing_extensions import override
 from spear_plugin.models.zipformer.attention import NonlinearAttention, RelativeAttentionWeights, SelfAttention
 from spear_plugin.models.zipformer.initialization import BRANCH_SCALE, FEED_FORWARD_SCALE, scaled
 from spear_plugin.models.zipformer.regularization import PLAIN, Regularizers, draw_kept_rows, keep_rows, ramp
-from spear_plugin.nn.activations import BiasNorm, SwooshL, SwooshR
+from spear_plugin.nn.activations import BiasNorm, Swoosh, SwooshL, SwooshR
 from spear_plugin.nn.gradients import ParameterLimits
 from spear_plugin.nn.schedules import Schedule, as_schedule, constant
 
@@ -32,13 +32,18 @@ class TimeSharedDropout(Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        mask = self.draw_mask(x)
+
+        return x if mask is None else x * mask
+
+    def draw_mask(self, x: Tensor) -> Tensor | None:
+        """Return factors (N, 1, D) for ``x`` (N, T, D), drawn on its device; None, without a draw, for ones."""
         p = self.p.value if self.training else 0.0
 
         if p == 0.0:
-            return x
+            return None
 
-        # (N, T, D) -> (N, D, T) -> (N, T, D)
-        return F.dropout1d(x.mT, p).mT
+        return x.new_empty((x.size(0), 1, x.size(-1))).bernoulli_(1.0 - p).div_(1.0 - p)
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -60,10 +65,16 @@ class FeedForward(Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.hidden_balancer(self.in_proj(x))
 
-        return self.out_whiten(self.out_proj(self.dropout(self.activation(x))))
+        return self.out_whiten(_project(self.activation, self.out_proj, x, self.dropout.draw_mask(x)))
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def _project(activation: Swoosh, linear: Linear, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    assert linear.bias is not None
+
+    return activation.project(x, linear.weight, linear.bias, mask)
 
 
 class ConvolutionModule(Module):
@@ -94,7 +105,7 @@ class ConvolutionModule(Module):
         # (N, T, D) -> (N, D, T) -> (N, T, D)
         x = self.whiten(self.balancer2(self._convolve(x.mT).mT))
 
-        return self.out_proj(self.activation(x))
+        return _project(self.activation, self.out_proj, x)
 
     def _gate(self, x: Tensor) -> Tensor:
         """Return (N, T, D) from values and gates (N, T, 2 D)."""

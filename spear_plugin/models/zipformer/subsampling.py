@@ -56,8 +56,8 @@ class ConvNeXt(Module):
         y = self.depthwise_conv(x).permute(0, 2, 3, 1)
 
         # (N, T, B, C) -> (N, T, B, 3 C) -> (N, T, B, C)
-        y = self.hidden_balancer(_convolve_points(self.pointwise_conv1, y))
-        y = _convolve_points(self.pointwise_conv2, self.activation(y))
+        y = self.hidden_balancer(F.linear(y, *_as_linear(self.pointwise_conv1)))
+        y = self.activation.project(y, *_as_linear(self.pointwise_conv2))
 
         # (N, C, T, B) -> (N, T, B, C), which both see as so many frames of C channels
         y = x.permute(0, 2, 3, 1) + keep_rows(y, draw_kept_rows(y, self.skip))
@@ -70,9 +70,11 @@ class ConvNeXt(Module):
         __call__ = forward
 
 
-def _convolve_points(conv: Conv2d, x: Tensor) -> Tensor:
-    """Apply a convolution with a kernel of 1 to ``x`` (N, T, B, C) as the matrix product that it is."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+def _as_linear(conv: Conv2d) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a convolution with a kernel of 1 as those of the linear layer that it is."""
+    assert conv.bias is not None
+
+    return conv.weight.flatten(1), conv.bias
 
 
 class ConvSubsampling(Module):

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import Conv2d, Parameter
 
-from spear_plugin.optim import ScaledAdam, ScaledAdamOptions, scaled_adam
+from spear_plugin.optim import ScaledAdam, ScaledAdamOptions, stack
 from tests.common import assert_close, assert_equal
 
 SHAPES = [(4, 3), (5,), (4, 3), (), (2, 3, 2), (4, 3), (1,), (5,), ()]
@@ -131,11 +131,21 @@ def test_tensors_stacked_by_shape_move_as_each_alone() -> None:
 def test_the_size_of_stacks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     params = create_params()
     run(ScaledAdam(params, OPTIONS), params, range(20))
-    monkeypatch.setattr(scaled_adam, "MAX_STACK_ELEMENTS", 13)
+    monkeypatch.setattr(stack, "MAX_BLOCK_ELEMENTS", 5)
     again = create_params()
     run(ScaledAdam(again, OPTIONS), again, range(20))
     for actual, expected in zip(again, params, strict=True):
         assert_close(actual, expected, atol=0.0, rtol=1e-5)
+
+
+def test_the_way_of_a_cpu_and_that_of_other_devices_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = create_params([*SHAPES, (70, 9)])
+    run(ScaledAdam(params, OPTIONS), params, range(20))
+    monkeypatch.setattr(stack, "is_readable", lambda _: False)
+    again = create_params([*SHAPES, (70, 9)])
+    run(ScaledAdam(again, OPTIONS), again, range(20))
+    for actual, expected in zip(again, params, strict=True):
+        assert_close(actual, expected, atol=1e-7, rtol=1e-5)
 
 
 def test_a_missing_gradient_is_a_zero_one() -> None:
@@ -224,6 +234,7 @@ def test_the_memory_layout_of_convolutions_does_not_matter() -> None:
 
 
 def test_a_step_never_reads_a_value_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "is_readable", lambda _: False)
     params = create_params()
     optimizer = ScaledAdam(params, OPTIONS)
 
