@@ -91,7 +91,7 @@ def compute_equal_span_mask(
     authors' code, so that the same generator gives the same masks.
 
     Args:
-        lengths: N lengths in frames, each at most ``max_length``.
+        lengths: N lengths in frames, at least one, each at most ``max_length``.
         max_length: T, the width of the mask.
         probability: Share of frames that would be masked if spans never overlapped, in [0, 1].
         span: Length of one span in frames, at least 1; the mean length under other laws than ``static``.
@@ -144,7 +144,7 @@ def _cover_spans(starts: list[Tensor], ends: list[Tensor], max_length: int) -> T
 def _keep_equally_many(mask: Tensor, generator: torch.Generator | None) -> Tensor:
     """Unmask random frames of ``mask`` (N, T) until each row has as many as the row with the fewest."""
     counts = mask.sum(dim=1).tolist()
-    num_kept = min(counts, default=0)
+    num_kept = min(counts)
     for row, count in zip(mask, counts, strict=True):
         if count > num_kept:
             kept = row.nonzero().squeeze(1)[torch.randperm(count, generator=generator)[:num_kept]]

@@ -17,6 +17,7 @@ from spear_plugin.models.spidr.factory import create_span_masker as create_span_
 from spear_plugin.models.spidr.factory import create_spidr_model as create_spidr_model
 from spear_plugin.models.spidr.frontend import SAMPLE_RATE as SAMPLE_RATE
 from spear_plugin.models.spidr.frontend import FrameGeometry as FrameGeometry
+from spear_plugin.models.spidr.frontend import standardize_waveforms as standardize_waveforms
 from spear_plugin.models.spidr.fsdp import apply_fsdp_to_spidr as apply_fsdp_to_spidr
 from spear_plugin.models.spidr.hub import get_spidr_model_hub as get_spidr_model_hub
 from spear_plugin.models.spidr.interop import convert_spidr_state_dict as convert_spidr_state_dict

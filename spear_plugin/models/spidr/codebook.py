@@ -95,11 +95,8 @@ class OnlineCodebooks(Module):
     @torch.no_grad()
     def assign(self, frames: Tensor) -> Tensor:
         """Return the nearest code (K, M) int64 of each of the ``frames`` (K, M, D), by Euclidean distance."""
-        with torch.autocast(frames.device.type, enabled=False):
-            centroids = self.sums / self.counts[:, :, None]
-            # |z - e|^2 = |z|^2 + |e|^2 - 2 z e, and the first is the same for all codes
-            norms = centroids.square().sum(dim=2)[:, None, :]
-            distances = torch.baddbmm(norms, frames.float(), centroids.transpose(1, 2), alpha=-2.0)
+        # Autocast leaves this function in float32.
+        distances = torch.cdist(frames, self.sums / self.counts[:, :, None])
         return distances.argmin(dim=2)
 
     @torch.no_grad()

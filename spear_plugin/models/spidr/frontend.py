@@ -18,7 +18,22 @@ from typing_extensions import override
 
 SAMPLE_RATE: Final = 16_000
 
+STANDARDIZATION_EPSILON: Final = 1e-5
+
 Normalization = Literal["layer_norm", "group_norm", "none"]
+
+
+def standardize_waveforms(waveforms: Tensor, lengths: Tensor) -> Tensor:
+    """Return whole recordings (N, S) with the mean 0 and the variance 1 each, zero beyond their ``lengths`` (N,).
+
+    This is what the model was trained on; pieces are cut from recordings only afterwards.
+    """
+    is_valid = torch.arange(waveforms.size(1), device=waveforms.device) < lengths[:, None].to(waveforms.device)
+    num_samples = is_valid.sum(dim=1, keepdim=True)
+    centred = waveforms - waveforms.where(is_valid, 0.0).sum(dim=1, keepdim=True) / num_samples
+    centred = centred.where(is_valid, 0.0)
+    variances = centred.square().sum(dim=1, keepdim=True) / num_samples
+    return centred * torch.rsqrt(variances + STANDARDIZATION_EPSILON)
 
 
 @final
