@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from typing_extensions import override
 
@@ -72,12 +73,12 @@ class EmaUpdater:
         decay = self.curve.at(step)
         if decay >= 1.0:
             return
-        pairs = list(zip(teacher.named_parameters(), student.parameters(), strict=True))
-        copied = [name.startswith(self.copied_parts) for (name, _), _ in pairs]
-        teachers = [p.detach() for (_, p), _ in pairs]
-        students = [p.detach() for _, p in pairs]
-        moved = [i for i, is_copied in enumerate(copied) if not is_copied]
-        kept = [i for i, is_copied in enumerate(copied) if is_copied]
-        torch._foreach_lerp_([teachers[i] for i in moved], [students[i] for i in moved], 1.0 - decay)
-        if kept:
-            torch._foreach_copy_([teachers[i] for i in kept], [students[i] for i in kept])
+        moved: list[tuple[Tensor, Tensor]] = []
+        copied: list[tuple[Tensor, Tensor]] = []
+        for (name, ours), theirs in zip(teacher.named_parameters(), student.parameters(), strict=True):
+            pairs = copied if name.startswith(self.copied_parts) else moved
+            pairs.append((ours.detach(), theirs.detach()))
+        for pairs, weight in ((moved, 1.0 - decay), (copied, 1.0)):
+            if pairs:
+                # With a weight of 1 exactly the student's values; sharded parameters know no grouped copy.
+                torch._foreach_lerp_([ours for ours, _ in pairs], [theirs for _, theirs in pairs], weight)

@@ -9,8 +9,7 @@ Letters: N batch, T frames, D width, H heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, NamedTuple, cast, final
 
 import torch
 from torch import Tensor
@@ -21,9 +20,8 @@ from typing_extensions import override
 from spear_plugin.nn.schedules import draw_uniform
 
 
-@dataclass(kw_only=True)
-class EncoderOutput:
-    """What an encoder makes of a batch."""
+class EncoderOutput(NamedTuple):
+    """What an encoder makes of a batch; a tuple, in which sharding finds the tensors to prepare the backward pass."""
 
     last: Tensor
     """(N, T, D), the encoder's output."""
