@@ -30,6 +30,17 @@ from spear_plugin.models.spear import (
     create_spear_model,
     register_spear_configs,
 )
+from spear_plugin.models.spidr import (
+    SPIDR_FAMILY,
+    SpidrConfig,
+    SpidrModel,
+    apply_ac_to_spidr,
+    apply_fsdp_to_spidr,
+    compile_spidr,
+    convert_spidr_state_dict,
+    create_spidr_model,
+    register_spidr_configs,
+)
 from spear_plugin.optim import (
     EDEN_LR,
     SCALED_ADAM_OPTIMIZER,
@@ -57,6 +68,7 @@ def register_spear_plugin(container: DependencyContainer) -> None:
     """
     register_package_assets(container, "spear_plugin.cards")
     _register_spear(container)
+    _register_spidr(container)
     _register_mvq_quantizer(container)
     _register_spear_dataset(container)
     _register_optim(container)
@@ -77,6 +89,21 @@ def _register_spear(container: DependencyContainer) -> None:
         layerwise_ac_applier=apply_ac_to_spear,
     )
     register_spear_configs(container)
+
+
+def _register_spidr(container: DependencyContainer) -> None:
+    register_model_family(
+        container,
+        SPIDR_FAMILY,
+        kls=SpidrModel,
+        config_kls=SpidrConfig,
+        factory=create_spidr_model,
+        state_dict_converter=convert_spidr_state_dict,
+        compiler=compile_spidr,
+        fsdp_applier=apply_fsdp_to_spidr,
+        layerwise_ac_applier=apply_ac_to_spidr,
+    )
+    register_spidr_configs(container)
 
 
 def _register_mvq_quantizer(container: DependencyContainer) -> None:

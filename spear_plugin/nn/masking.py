@@ -1,17 +1,25 @@
-"""Span masks for masked prediction, drawn for a whole batch at once on the device of the lengths.
+"""Span masks for masked prediction: the number of spans is rounded at random, starts are drawn without replacement.
 
-The sampling law is that of fairseq's ``compute_mask_indices`` with static spans, as SPEAR (arXiv 2510.25955) uses it:
-the number of spans is rounded at random and starts are drawn without replacement. Differences: a sequence that is no
-longer than one span stays unmasked, where the original raises, and so does the last frame of a sequence that a draw
-would cover entirely.
+Two rules follow fairseq's ``compute_mask_indices``. :func:`compute_span_mask` draws for a whole batch at once on the
+device of the lengths, as SPEAR (arXiv 2510.25955) needs it. Differences: a sequence that is no longer than one span
+stays unmasked, where the original raises, and so does the last frame of a sequence that a draw would cover entirely.
+:func:`compute_equal_span_mask` draws on the host, with as many masked frames in each sequence, as SpidR (arXiv
+2512.20308) does.
 
-Letters: N batch, T frames.
+Letters: N batch, T frames, P spans.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+SpanLaw: TypeAlias = Literal["static", "uniform", "normal", "poisson"]
+"""How the lengths of spans are distributed; see :func:`compute_equal_span_mask`."""
 
 
 def compute_span_mask(lengths: Tensor, max_length: int, *, probability: float, span: int, min_masks: int = 0) -> Tensor:
@@ -62,6 +70,86 @@ def compute_channel_mask(
     """
     lengths = torch.full((num_rows,), num_channels, device=device)
     return compute_span_mask(lengths, num_channels, probability=probability, span=span)
+
+
+def compute_equal_span_mask(
+    lengths: Sequence[int],
+    max_length: int,
+    *,
+    probability: float,
+    span: int,
+    min_masks: int,
+    law: SpanLaw = "static",
+    spread: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw possibly overlapping spans for each sequence, then unmask frames until all have equally many (SpidR, A.2).
+
+    A sequence of length L gets floor(``probability`` * L / ``span`` + U) spans, at least ``min_masks``, at distinct
+    starts in [0, L - ``span``), or in [0, number of spans] if it is too short for that. Frames beyond the smallest
+    number of masked frames in the batch are then unmasked one by one at random. Numbers are drawn in the order of the
+    authors' code, so that the same generator gives the same masks.
+
+    Args:
+        lengths: N lengths in frames, at least one, each at most ``max_length``.
+        max_length: T, the width of the mask.
+        probability: Share of frames that would be masked if spans never overlapped, in [0, 1].
+        span: Length of one span in frames, at least 1; the mean length under other laws than ``static``.
+        min_masks: Smallest number of spans.
+        law: ``static`` spans have one length, ``uniform`` ones lengths in [``spread``, 2 * ``span``], ``normal`` ones
+            the standard deviation ``spread`` and at least one frame; ``poisson`` ones are Poisson distributed.
+        spread: See ``law``.
+        generator: Of the CPU; by default torch's global one.
+
+    Returns:
+        (N, T) bool on the host, True on masked frames, with equally many in each row and none at or beyond a
+        sequence's own length.
+    """
+    torch.rand(1, generator=generator)  # The authors draw a number that they do not use.
+    rows = []
+    for length in lengths:
+        num_spans = max(min_masks, int(probability * length / span + torch.rand(1, generator=generator).item()))
+        sizes = _draw_span_sizes(num_spans, span, law, spread, generator)
+        num_starts = length - min(sizes.tolist(), default=span)
+        starts = torch.randperm(num_starts if num_starts > num_spans else num_spans + 1, generator=generator)
+        starts = starts[:num_spans].clamp(max=length)
+        rows.append((starts, (starts + sizes).clamp(max=length)))
+    mask = _cover_spans([start for start, _ in rows], [end for _, end in rows], max_length)
+    return _keep_equally_many(mask, generator)
+
+
+def _draw_span_sizes(
+    num_spans: int, span: int, law: SpanLaw, spread: float, generator: torch.Generator | None
+) -> Tensor:
+    """Return the lengths (P,) int64 of spans."""
+    if law == "static":
+        return torch.full((num_spans,), span)
+    if law == "uniform":
+        return torch.randint(int(spread), 2 * span + 1, (num_spans,), generator=generator)
+    if law == "normal":
+        return torch.normal(float(span), spread, (num_spans,), generator=generator).round().clamp(min=1).long()
+    return torch.poisson(torch.full((num_spans,), float(span)), generator=generator).long()
+
+
+def _cover_spans(starts: list[Tensor], ends: list[Tensor], max_length: int) -> Tensor:
+    """Return (N, T) bool, True from each start (P,) to before its end."""
+    edges = torch.zeros((len(starts), max_length + 1), dtype=torch.long)
+    # Padding marks the column behind the last frame.
+    for positions, mark in ((starts, 1), (ends, -1)):
+        indices = pad_sequence(positions, batch_first=True, padding_value=max_length)
+        edges.scatter_add_(1, indices, torch.full_like(indices, mark))
+    return edges[:, :max_length].cumsum(dim=1) > 0
+
+
+def _keep_equally_many(mask: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Unmask random frames of ``mask`` (N, T) until each row has as many as the row with the fewest."""
+    counts = mask.sum(dim=1).tolist()
+    num_kept = min(counts)
+    for row, count in zip(mask, counts, strict=True):
+        if count > num_kept:
+            kept = row.nonzero().squeeze(1)[torch.randperm(count, generator=generator)[:num_kept]]
+            row.zero_()[kept] = True
+    return mask
 
 
 def _draw_num_spans(lengths: Tensor, probability: float, span: int, min_masks: int) -> Tensor:

@@ -38,7 +38,7 @@ def test_every_card_begins_with_our_prefix_and_names_its_licence() -> None:
     documents = [document for path in CARDS for document in yaml.safe_load_all(path.read_text())]
     assert set(RELEASED) < {document["name"] for document in documents}
     for document in documents:
-        assert document["name"].startswith(("spear_", "spidr_"))
+        assert document["name"].startswith(("spear_", "spidr_", "dinosr_"))
         card = get_asset_store().retrieve_card(document["name"])
         assert card.field("license").as_(str)
 

@@ -1,0 +1,114 @@
+"""Clusters of the teacher's frames that follow it in the course of training (SpidR, section 3.2, after DinoSR).
+
+Letters: K codebooks, V codes of each, M frames, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.nn.functional import layer_norm
+
+
+@final
+@dataclass(frozen=True)
+class CodebookStatistics:
+    """How many frames of a batch each code got, and their sums.
+
+    Both lie in one tensor, so that a single collective adds up those of all processes. Statistics of several batches
+    are added up with :meth:`add_`.
+    """
+
+    packed: Tensor
+    """(K * V * (1 + D),) float32, on the device of the frames."""
+
+    shape: tuple[int, int, int]
+    """K, V and D."""
+
+    @staticmethod
+    def of(frames: Tensor, labels: Tensor, num_codes: int) -> CodebookStatistics:
+        """Count and sum up frames.
+
+        Args:
+            frames: (K, M, D) float32.
+            labels: (K, M) int64, the code of each.
+            num_codes: V.
+        """
+        num_codebooks, num_frames, dim = frames.shape
+        packed = frames.new_zeros(num_codebooks * num_codes * (1 + dim))
+        statistics = CodebookStatistics(packed, (num_codebooks, num_codes, dim))
+        # (K, M) -> (K * M), numbered through all codebooks
+        offsets = num_codes * torch.arange(num_codebooks, device=labels.device)
+        indices = (labels + offsets[:, None]).flatten()
+        statistics.counts.view(-1).index_add_(0, indices, frames.new_ones(num_codebooks * num_frames))
+        statistics.sums.view(-1, dim).index_add_(0, indices, frames.flatten(0, 1))
+        return statistics
+
+    @property
+    def counts(self) -> Tensor:
+        """(K, V) float32, the number of frames of each code; integers, exact up to 2^24."""
+        num_codebooks, num_codes, _ = self.shape
+        return self.packed[: num_codebooks * num_codes].view(num_codebooks, num_codes)
+
+    @property
+    def sums(self) -> Tensor:
+        """(K, V, D) float32, the sum of the frames of each code."""
+        num_codebooks, num_codes, _ = self.shape
+        return self.packed[num_codebooks * num_codes :].view(self.shape)
+
+    def add_(self, other: CodebookStatistics) -> None:
+        """Add the statistics of another batch."""
+        self.packed.add_(other.packed)
+
+
+@final
+class OnlineCodebooks(Module):
+    """K codebooks whose codes are means of the frames that they were assigned, with less weight on older ones.
+
+    All computations are in float32, also under autocast, where the authors' code rounds sums to bfloat16.
+    """
+
+    sums: Tensor
+    """(K, V, D) float32, the decayed sum of each code's frames."""
+
+    counts: Tensor
+    """(K, V) float32, the decayed number of each code's frames."""
+
+    def __init__(self, num_codebooks: int, num_codes: int, dim: int, *, decay: float) -> None:
+        """Create codebooks; ``decay`` is the share of its past that a code keeps when it is updated."""
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("sums", torch.empty((num_codebooks, num_codes, dim), dtype=torch.float32))
+        self.register_buffer("counts", torch.empty((num_codebooks, num_codes), dtype=torch.float32))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        # Over the codes of a codebook, each dimension has the mean 0 and the variance 1.
+        codes = torch.randn_like(self.sums.transpose(1, 2))
+        self.sums.copy_(layer_norm(codes, codes.shape[2:]).transpose(1, 2))
+        self.counts.fill_(1.0)
+
+    @torch.no_grad()
+    def assign(self, frames: Tensor) -> Tensor:
+        """Return the nearest code (K, M) int64 of each of the ``frames`` (K, M, D), by Euclidean distance."""
+        # Autocast leaves this function in float32.
+        distances = torch.cdist(frames, self.sums / self.counts[:, :, None])
+        return distances.argmin(dim=2)
+
+    @torch.no_grad()
+    def update(self, statistics: CodebookStatistics) -> None:
+        """Move the codes that got frames; the others stay as they are.
+
+        Args:
+            statistics: Of all frames of a step: added up over its batches and, with several processes, over those.
+        """
+        if self.decay >= 1.0:
+            return
+        # (K, V); a code without frames keeps everything
+        weights = torch.where(statistics.counts > 0, 1.0 - self.decay, 0.0)
+        self.counts.lerp_(statistics.counts, weights)
+        self.sums.lerp_(statistics.sums, weights[:, :, None])
