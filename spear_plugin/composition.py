@@ -21,6 +21,7 @@ from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import (
     DOMAINS,
     SPEAR_FAMILY,
+    ReleasedModelError,
     SpearConfig,
     SpearModel,
     apply_ac_to_spear,
@@ -146,6 +147,7 @@ def _register_error_lines(container: DependencyContainer) -> None:
         ManifestError,
         ProbeError,
         QuantizerAssetError,
+        ReleasedModelError,
         SpearDatasetError,
         TeacherError,
     ):
