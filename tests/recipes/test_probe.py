@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fairseq2.checkpoint import ModelMetadataDumper
 from fairseq2.recipe.run import run
-from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from torch import Tensor
 
@@ -25,8 +23,9 @@ from recipes.probe.sources import SPEAR_TIMING, FeatureSource, FrameTiming, LogM
 from recipes.probe.tasks import ProbeTask, frame_labels, read_task
 from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
-from spear_plugin.models.spear import SPEAR_FAMILY, get_spear_model_hub
+from spear_plugin.models.spear import get_spear_model_hub
 from tests.common import assert_close, assert_equal
+from tests.recipes.common import save_run
 
 RATE = 16_000
 
@@ -114,30 +113,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "phones.alignment.tsv", ["id", "start", "end", "phone", "word"], alignment)
 
     write_table(folder / "events.tsv", COLUMNS, events)
-
-    return folder
-
-
-def save_run(folder: Path, *, seed: int) -> Path:
-    """Write a tiny random model as the checkpoint of a pre-training run."""
-    hub = get_spear_model_hub()
-
-    config = hub.get_arch_config("tiny")
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-
-        model = hub.create_new_model(config)
-
-    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
-
-    dumper.dump(folder / "checkpoints", SPEAR_FAMILY, config)
-
-    step = folder / "checkpoints" / "step_2" / "model" / "pp_00" / "tp_00"
-
-    step.mkdir(parents=True)
-
-    torch.save(model.state_dict(), step / "sdp_00.pt")
 
     return folder
 

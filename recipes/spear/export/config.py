@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final
 
 from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.common import default_common_section
+
+LAYOUTS: Final = ("released", "training")
 
 
 @dataclass(kw_only=True)
@@ -17,7 +19,7 @@ class SpearExportConfig(Validatable):
     model: str = ""
     """Name of a card, or folder of a run (its last checkpoint is taken)."""
 
-    layout: Literal["released", "training"] = "released"
+    layout: str = "released"
     """``released``: ``model.safetensors`` and ``config.json``, without heads. ``training``: ``model.pt`` with heads."""
 
     name: str | None = None
@@ -32,4 +34,6 @@ class SpearExportConfig(Validatable):
         result = ValidationResult()
         if not self.model:
             result.add_error("`model` must be set to the name of a card or the folder of a run.")
+        if self.layout not in LAYOUTS:
+            result.add_error(f"`layout` must be one of {', '.join(LAYOUTS)}, but is '{self.layout}'.")
         return result
