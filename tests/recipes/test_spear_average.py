@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recipes.common import main
+from recipes.features import open_source
 from recipes.probe.config import SourceSection
-from recipes.probe.sources import open_source
 from recipes.spear.average.recipe import SpearAverageRecipe
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.models.spear import get_spear_model_hub
