@@ -15,8 +15,10 @@ from torch.optim import Optimizer
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
+from spear_plugin.data.features import FeatureStoreError
 from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.options import SpearDatasetError
+from spear_plugin.data.scan import AudioFolderError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import (
     DOMAINS,
@@ -143,7 +145,9 @@ def _register_error_lines(container: DependencyContainer) -> None:
 
     for kls in (
         AudioError,
+        AudioFolderError,
         CodeStoreError,
+        FeatureStoreError,
         ManifestError,
         ProbeError,
         QuantizerAssetError,
