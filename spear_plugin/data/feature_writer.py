@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import final
+from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -70,7 +71,7 @@ class FeatureStoreWriter:
                 expected = {id_ for id_, other, _ in entries if other == file}
                 if not _file_ids(self._folder / file, expected) >= expected:
                     return False
-        except (FeatureStoreError, OSError, SafetensorError, ValueError):
+        except (FeatureStoreError, OSError, SafetensorError, ValueError, BadZipFile):
             return False
         return True
 

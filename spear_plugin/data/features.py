@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, final
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ class FeatureStore:
             with safe_open(path, framework="pt") as tensors:
                 tensor: Tensor = tensors.get_tensor(id_)
                 return tensor
-        except (OSError, SafetensorError, ValueError, KeyError) as ex:
+        except (OSError, SafetensorError, ValueError, KeyError, BadZipFile) as ex:
             raise FeatureStoreError(
                 f"{path}: cannot be read ({ex}). Delete the file and extract again: only what is missing is made."
             ) from None

@@ -77,12 +77,12 @@ def extract_alone(run: Path, path: Path) -> SpearFeatures:
         return model.extract_features(waveform[None], torch.tensor([waveform.numel()]))
 
 
-def assert_same_store(folder: Path, other: Path) -> None:
+def assert_same_store(folder: Path, other: Path, *, atol: float = 0.0) -> None:
     store, expected = FeatureStore(folder), FeatureStore(other)
     assert store.meta == expected.meta
     assert list(store) == list(expected)
     for id_ in store:
-        assert_equal(store[id_], expected[id_])
+        assert_close(store[id_], expected[id_], atol=atol, rtol=0)
 
 
 def test_features_are_those_of_each_file_alone_whatever_the_batch(extract: Call, run: Path, tmp_path: Path) -> None:
@@ -143,18 +143,19 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_features(
 ) -> None:
     option = f"output.format={file_format}"
     assert extract(option, out="whole") == (0, [])
-    write_shard, written = FeatureStoreWriter.write_shard, []
+    write_shard = FeatureStoreWriter.write_shard
+    written: list[str] = []
 
     def interrupt(self: FeatureStoreWriter, index: int, features: Mapping[str, StoredFeatures]) -> None:
         if index == 2 and not written.count("interrupted"):
             written.append("interrupted")
-            raise KeyboardInterrupt
+            raise RuntimeError("interrupted")
         write_shard(self, index, features)
         written.append(str(index))
 
     monkeypatch.setattr(FeatureStoreWriter, "write_shard", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        extract(option)
+    code, _ = extract(option)
+    assert code == 1
     with pytest.raises(FeatureStoreError, match=r"index\.tsv: there is no such file\. The store is unfinished"):
         FeatureStore(tmp_path / "out")
     assert extract(option) == (0, [])
@@ -200,7 +201,7 @@ def test_a_folder_is_scanned_once_and_its_bad_files_are_listed(extract: Call, tm
     assert list(store) == ["deep/clip0", "deep/clip1", "deep/clip2"]
     failures = dict(line.split("\t") for line in (tmp_path / "out" / "failed.tsv").read_text().splitlines()[1:])
     assert failures.keys() == {"broken", "short"}
-    assert "broken.wav: cannot be opened" in failures["broken"]
+    assert "broken.wav: is not audio in a format" in failures["broken"]
     assert "short.wav: lasts 0.050 s, too short for one frame of SPEAR" in failures["short"]
     assert extract(*options) == (0, [])
 
@@ -275,4 +276,5 @@ def test_two_processes_write_the_same_features(extract: Call, run: Path, manifes
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
-    assert_same_store(tmp_path / "two", tmp_path / "out")
+    # Sums depend on the number of threads, which torchrun sets to one.
+    assert_same_store(tmp_path / "two", tmp_path / "out", atol=1e-4)
