@@ -230,13 +230,9 @@ class LogMelSource(FeatureSource):
     """
 
     name = "log-mel"
-
     identity = "log_mel:2x128"
-
     sample_rate = SAMPLE_RATE
-
     timing = LOG_MEL_TIMING
-
     layer_dims = (2 * NUM_MEL_BINS,)
 
     @override
