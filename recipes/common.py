@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,16 +117,51 @@ def embed_corpus(
 
     Which files share a batch follows from the manifest alone, so the frames do not depend on who computes them.
     """
+    for batch, reads in read_batches(
+        rows, section, sample_rate=teacher.sample_rate, num_frames=teacher.num_frames, reader=teacher.name
+    ):
+        yield _embed_batch(teacher, batch, reads, device)
+
+
+def read_batches(
+    rows: Sequence[ManifestRow],
+    section: CorpusSection,
+    *,
+    sample_rate: int,
+    num_frames: Callable[[int], int],
+    reader: str,
+) -> Iterator[tuple[list[ManifestRow], list[Tensor | str]]]:
+    """Yield batches of files of similar lengths, the longest first, while the next batch is being read.
+
+    Args:
+        rows: The files. Which of them share a batch follows from their lengths and ids alone.
+        section: How many share a batch, and how many threads read.
+        sample_rate: Of the waveforms, in Hz.
+        num_frames: From samples to the frames that the reader of the waveforms makes of them.
+        reader: Its name, for messages.
+
+    Yields:
+        Rows, and for each of them the waveform (S,), or why it has none that gives a frame.
+    """
     ahead: deque[tuple[list[ManifestRow], list[Future[Tensor | str]]]] = deque()
+
+    def read(row: ManifestRow) -> Tensor | str:
+        if num_frames(resampled_length(row.num_samples, row.sample_rate, sample_rate)) < 1:
+            return f"{row.path}: lasts {row.duration:.3f} s, too short for one frame of {reader}"
+        return _read_row(row, sample_rate)
+
+    def finish_first() -> tuple[list[ManifestRow], list[Tensor | str]]:
+        batch, futures = ahead.popleft()
+        return batch, [future.result() for future in futures]
 
     with ThreadPoolExecutor(section.num_read_threads) as pool:
         for batch in _make_batches(rows, section.max_batch_seconds):
-            ahead.append((batch, [pool.submit(_read_row, teacher, row) for row in batch]))
+            ahead.append((batch, [pool.submit(read, row) for row in batch]))
             if len(ahead) > 1:
-                yield _embed_batch(teacher, *ahead.popleft(), device)
+                yield finish_first()
 
         while ahead:
-            yield _embed_batch(teacher, *ahead.popleft(), device)
+            yield finish_first()
 
 
 def check_failures(num_failures: int, section: CorpusSection, folder: Path) -> None:
@@ -162,28 +197,23 @@ def _make_batches(rows: Sequence[ManifestRow], max_seconds: float) -> Iterator[l
         yield batch
 
 
-def _read_row(teacher: Teacher, row: ManifestRow) -> Tensor | str:
+def _read_row(row: ManifestRow, sample_rate: int) -> Tensor | str:
     """Return the waveform (S,), or why there is none."""
-    expected = resampled_length(row.num_samples, row.sample_rate, teacher.sample_rate)
-    if teacher.num_frames(expected) < 1:
-        return f"{row.path}: lasts {row.duration:.3f} s, too short for one frame of {teacher.name}"
-
     try:
-        waveform = read_audio(row.path, sample_rate=teacher.sample_rate)
+        waveform = read_audio(row.path, sample_rate=sample_rate)
     except AudioError as ex:
         return str(ex)
 
-    if waveform.size != expected:
-        return f"{row.path}: gives {waveform.size} samples at {teacher.sample_rate} Hz, but {expected} by the manifest"
+    if waveform.size != (expected := resampled_length(row.num_samples, row.sample_rate, sample_rate)):
+        return f"{row.path}: gives {waveform.size} samples at {sample_rate} Hz, but {expected} by the manifest"
 
     return torch.from_numpy(waveform)
 
 
 def _embed_batch(
-    teacher: Teacher, rows: list[ManifestRow], reads: list[Future[Tensor | str]], device: torch.device
+    teacher: Teacher, rows: list[ManifestRow], reads: list[Tensor | str], device: torch.device
 ) -> list[EmbeddedUtterance]:
-    results = [read.result() for read in reads]
-    waveforms = [result for result in results if isinstance(result, Tensor)]
+    waveforms = [read for read in reads if isinstance(read, Tensor)]
     embedded: Iterator[Tensor] = iter(())
 
     if waveforms:
@@ -193,8 +223,8 @@ def _embed_batch(
         embedded = (frames[:n] for frames, n in zip(output.frames, output.lengths.tolist(), strict=True))
 
     return [
-        EmbeddedUtterance(row, None, result) if isinstance(result, str) else _cut_frames(teacher, row, next(embedded))
-        for row, result in zip(rows, results, strict=True)
+        EmbeddedUtterance(row, None, read) if isinstance(read, str) else _cut_frames(teacher, row, next(embedded))
+        for row, read in zip(rows, reads, strict=True)
     ]
 
 

@@ -1,11 +1,16 @@
-"""What the recipes that are no training runs share: tasks that stop when asked to, and the limit to one process."""
+"""What recipes that are no training runs share: tasks that stop when asked to, their pace, the limit to one process."""
 
 from __future__ import annotations
+
+import time
+from typing import final
 
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task, TaskStopException
 from typing_extensions import override
+
+from spear_plugin.data.manifest import Seconds
 
 
 class StoppableTask(Task):
@@ -36,6 +41,23 @@ class StoppableTask(Task):
     @override
     def close(self) -> None:
         pass
+
+
+@final
+class WorkClock:
+    """Tells how fast audio is worked off."""
+
+    def __init__(self, total: Seconds) -> None:
+        """Start the clock; ``total`` is the audio to do."""
+        self._start = time.perf_counter()
+        self._total = total
+        self._done: Seconds = 0.0
+
+    def advance(self, seconds: Seconds) -> str:
+        """Count finished audio; return the rate and the time that the rest will take."""
+        self._done += seconds
+        rate = self._done / (time.perf_counter() - self._start)
+        return f"{rate:.1f} times real time, {(self._total - self._done) / rate:.0f} s to go"
 
 
 def refuse_several_processes(context: RecipeContext, module: str) -> None:

@@ -15,12 +15,15 @@ from torch.optim import Optimizer
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
+from spear_plugin.data.features import FeatureStoreError
 from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.options import SpearDatasetError
+from spear_plugin.data.scan import AudioFolderError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import (
     DOMAINS,
     SPEAR_FAMILY,
+    ReleasedModelError,
     SpearConfig,
     SpearModel,
     apply_ac_to_spear,
@@ -169,10 +172,13 @@ def _register_error_lines(container: DependencyContainer) -> None:
 
     for kls in (
         AudioError,
+        AudioFolderError,
         CodeStoreError,
+        FeatureStoreError,
         ManifestError,
         ProbeError,
         QuantizerAssetError,
+        ReleasedModelError,
         SpearDatasetError,
         TeacherError,
     ):

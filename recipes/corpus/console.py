@@ -17,6 +17,7 @@ from rich.text import Text
 
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.manifest import ManifestError
+from spear_plugin.data.scan import AudioFolderError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,7 +36,7 @@ def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command line to its end; expected errors become one line on stderr and exit code 1."""
     try:
         command(sys.argv[1:])
-    except (CorpusError, ManifestError, AudioError, OSError) as ex:
+    except (CorpusError, AudioFolderError, ManifestError, AudioError, OSError) as ex:
         print(f"error: {ex}", file=sys.stderr)
 
         sys.exit(1)

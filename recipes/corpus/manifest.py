@@ -13,18 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.corpus.console import STDERR, CorpusError, default_num_workers, run_command
-from recipes.corpus.scan import (
-    BadFile,
-    Clip,
-    bad_file_list,
-    find_audio_files,
-    inspect_clips,
-    name_files,
-    write_bad_files,
-)
+from recipes.corpus.scan import bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.splits import place
 from spear_plugin.data.files import abbreviate
 from spear_plugin.data.manifest import DOMAINS, ManifestRow, write_manifest
+from spear_plugin.data.scan import BadFile, Clip, find_audio_files, name_files
 
 _EXAMPLES: Final = """\
 examples:

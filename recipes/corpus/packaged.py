@@ -27,12 +27,13 @@ from recipes.corpus.console import default_num_workers, run_command
 from recipes.corpus.package_store import PackageStore
 from recipes.corpus.packages import write_attribution
 from recipes.corpus.probe_tasks import EVENT_CORPORA, Example, write_probe_tasks
-from recipes.corpus.scan import Clip, bad_file_list, inspect_clips, write_bad_files
+from recipes.corpus.scan import bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.sources import CORPORA, DEFAULT, EVERYTHING, GROUPS, SMALL, PackagedCorpus, resolve_corpora
 from recipes.corpus.splits import pretrain_split
 from spear_plugin.data.audio import inspect_audio, read_audio
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import DOMAINS, ManifestRow, read_manifest, write_manifest
+from spear_plugin.data.scan import Clip
 
 Corpora: TypeAlias = Mapping[str, Sequence[ManifestRow]]
 

@@ -1,104 +1,23 @@
-"""From audio files to manifest rows: find, name, decode, and keep account of those that do not decode."""
+"""From audio files to manifest rows, in parallel, with account of those that do not decode."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
 
-from recipes.corpus.console import CorpusError, map_parallel
-from spear_plugin.data.audio import AudioError, inspect_audio
+from recipes.corpus.console import map_parallel
 from spear_plugin.data.files import atomic_file
-from spear_plugin.data.manifest import Domain, ManifestRow
-
-AUDIO_SUFFIXES: Final = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".g722", ".m4a", ".mp4", ".aac", ".aif", ".aiff", ".au", ".caf",
-     ".webm", ".wma"}
-)  # fmt: skip
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """What is known of an audio file before it is opened; fields as in :class:`ManifestRow`."""
-
-    id: str
-    path: Path
-    domain: Domain
-    text: str = ""
-    label: str = ""
-    speaker: str = ""
-    language: str = ""
-
-
-@final
-@dataclass(frozen=True)
-class BadFile:
-    path: Path
-
-    reason: str
-    """One line: the problem and the remedy."""
-
-
-def find_audio_files(folder: Path) -> list[Path]:
-    """Return the files below ``folder`` that end like audio (:data:`AUDIO_SUFFIXES`), sorted.
-
-    :raises CorpusError: If the folder is missing or holds no such file.
-    """
-    if not folder.is_dir():
-        raise CorpusError(f"{folder}: there is no such folder. Name the folder that holds the audio files.")
-
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
-
-    if not paths:
-        raise CorpusError(f"{folder}: holds no audio file. Known endings are {' '.join(sorted(AUDIO_SUFFIXES))}.")
-
-    return paths
-
-
-def name_files(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """Return stable unique ids: the path relative to ``folder`` without its ending.
-
-    Files that differ only by their ending (``a.wav``, ``a.flac``) keep it.
-    """
-    ids = {path: path.relative_to(folder).with_suffix("").as_posix() for path in paths}
-
-    counts = Counter(ids.values())
-
-    return {path: id_ if counts[id_] == 1 else path.relative_to(folder).as_posix() for path, id_ in ids.items()}
+from spear_plugin.data.manifest import ManifestRow
+from spear_plugin.data.scan import BadFile, Clip, inspect_clip
 
 
 def inspect_clips(clips: Sequence[Clip], *, num_workers: int, title: str) -> tuple[list[ManifestRow], list[BadFile]]:
     """Decode every clip and return, in the order of ``clips``, the rows of the good and the list of the bad ones."""
-    results = map_parallel(_inspect_clip, clips, num_workers=num_workers, title=title)
+    results = map_parallel(inspect_clip, clips, num_workers=num_workers, title=title)
 
     rows = [result for result in results if isinstance(result, ManifestRow)]
 
     return rows, [result for result in results if isinstance(result, BadFile)]
-
-
-def _inspect_clip(clip: Clip) -> ManifestRow | BadFile:
-    if not str(clip.path).isprintable():
-        return BadFile(clip.path, "has a name with tabs, line breaks or bytes that are not UTF-8. Rename the file.")
-
-    try:
-        info = inspect_audio(clip.path)
-    except (AudioError, OSError) as ex:
-        return BadFile(clip.path, str(ex).removeprefix(f"{clip.path}: "))
-
-    return ManifestRow(
-        id=clip.id,
-        path=clip.path,
-        num_samples=info.num_samples,
-        sample_rate=info.sample_rate,
-        domain=clip.domain,
-        text=" ".join(clip.text.split()),
-        label=clip.label,
-        speaker=clip.speaker,
-        language=clip.language,
-    )
 
 
 def bad_file_list(manifest: Path) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, final
 
 from recipes.corpus.console import CorpusError
-from recipes.corpus.scan import Clip, find_audio_files
 from spear_plugin.data.manifest import Domain
+from spear_plugin.data.scan import Clip, find_audio_files
 
 ASTERISK_HOURS: Final = {"en": 0.40, "es": 0.49, "fr": 0.41, "it": 0.38, "ru": 0.39}
 FILLETS_HOURS: Final = {"cs": 1.62, "nl": 1.52}

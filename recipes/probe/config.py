@@ -1,55 +1,47 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
+from typing_extensions import override
 
 from recipes.common import default_common_section
+from recipes.features import FeatureSection
 from spear_plugin.evaluation import DEFAULT_L2
-from spear_plugin.teachers import TeacherConfig
 
-SOURCE_KINDS: Final = ("model", "untrained", "teacher", "log_mel")
 LAYER_MODES: Final = ("best", "weighted")
 
 
 @dataclass(kw_only=True)
-class SourceSection(Validatable):
+class SourceSection(FeatureSection):
     """One kind of features."""
+
+    kinds: ClassVar[Sequence[str]] = ("model", "untrained", "teacher", "log_mel")
 
     name: str = ""
     """Name in tables and file names."""
 
-    kind: str = "model"
-    """``model``: trained weights; ``untrained``: the same architecture with fresh weights; ``teacher``; ``log_mel``."""
-
-    checkpoint: str | None = None
-    """For ``model`` and ``untrained``: an asset card's name, or the output folder of a run (its last step is taken)."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    """For ``teacher``."""
-
     layers: str = "best"
     """``best``: a probe per layer, the layer chosen on validation. ``weighted``: one probe on their learned sum."""
 
+    @property
+    @override
+    def checkpoint_key(self) -> str:
+        return f"features '{self.name}', `checkpoint`"
+
+    @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
+        result = FeatureSection.validate(self)
 
         if not self.name or any(c in self.name for c in "/\\\t\n"):
             result.add_error(f"`name` must be a word that can stand in a file name, but is '{self.name}'.")
 
-        if self.kind not in SOURCE_KINDS:
-            result.add_error(f"`kind` must be one of {', '.join(SOURCE_KINDS)}, but is '{self.kind}'.")
-
         if self.layers not in LAYER_MODES:
             result.add_error(f"`layers` must be one of {', '.join(LAYER_MODES)}, but is '{self.layers}'.")
-
-        if self.kind in ("model", "untrained") and not self.checkpoint:
-            result.add_error(
-                f"`checkpoint` must be the name of a card or the folder of a run when `kind` is {self.kind}."
-            )
 
         return result
 

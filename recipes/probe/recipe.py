@@ -11,12 +11,12 @@ from fairseq2.utils.rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
+from recipes.features import FeatureSource, open_source
 from recipes.probe.config import ProbeConfig, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
 from recipes.probe.fitting import fit_best_layer, fit_weighted_layers, pooled_majority_accuracy
 from recipes.probe.report import print_report, write_report
 from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
-from recipes.probe.sources import FeatureSource, open_source
 from recipes.probe.tasks import ProbeTask, read_task
 from recipes.tasks import StoppableTask, refuse_several_processes
 

@@ -12,7 +12,15 @@ from fairseq2.nn.utils.module import reset_non_persistent_buffers, reset_paramet
 from safetensors.torch import save_file
 
 from spear_plugin.data.manifest import DOMAINS as DATA_DOMAINS
-from spear_plugin.models.spear import DOMAINS, SPEAR_FAMILY, SpearConfig, create_spear_model, get_spear_model_hub
+from spear_plugin.models.spear import (
+    DOMAINS,
+    SPEAR_FAMILY,
+    SpearConfig,
+    convert_spear_state_dict,
+    convert_to_released_state_dict,
+    create_spear_model,
+    get_spear_model_hub,
+)
 from tests.common import GOLDEN_FOLDER
 from tests.unit.models.spear.makers import create_batch, create_small_model, small_config
 
@@ -59,6 +67,20 @@ def test_state_dict_has_the_released_keys_and_heads() -> None:
     training_state = {"training_state.batch_count": "()", "training_state.is_white": "(134,)"}
     assert {key: str(tuple(value.shape)) for key, value in state_dict.items()} == released | heads | training_state
     assert all(isinstance(value, torch.Tensor) for value in state_dict.values())
+
+
+@pytest.mark.parametrize("arch", sorted(RELEASED_NUM_PARAMETERS))
+def test_exported_weights_have_exactly_the_released_keys_and_shapes(arch: str) -> None:
+    lines = (GOLDEN_FOLDER / "spear" / f"state_dict_keys_{arch}.txt").read_text().splitlines()
+    hub = get_spear_model_hub()
+    config = hub.get_arch_config(arch)
+    state_dict = hub.create_new_model(config, meta=True).state_dict()
+    exported = convert_to_released_state_dict(state_dict)
+    assert {key: str(tuple(value.shape)) for key, value in exported.items()} == dict(x.split("\t") for x in lines)
+
+    config.target_streams = []
+    back = convert_spear_state_dict(dict(exported), config)
+    assert back.keys() == {key for key in state_dict if not key.startswith("heads.")}
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])

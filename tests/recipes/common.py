@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fairseq2.assets import AssetCard, StandardAssetStore
-from fairseq2.checkpoint import ModelMetadataLoader
+from fairseq2.checkpoint import ModelMetadataDumper, ModelMetadataLoader
 from fairseq2.recipe.base import Recipe
 from fairseq2.runtime.dependency import get_dependency_resolver
 
@@ -19,6 +19,7 @@ from recipes.common import main
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
+from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig, get_spear_model_hub
 from tests.common import DATA_FOLDER
 
 TINY_DEMO = "recipes/spear/pretrain/configs/tiny_demo.yaml"
@@ -145,6 +146,21 @@ class PretrainRunner:
         (path,) = (self.folder / run / "checkpoints" / f"step_{step}" / "model").rglob("*.pt")
         weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
         return weights
+
+
+def save_run(folder: Path, *, seed: int, config: SpearConfig | None = None) -> Path:
+    """Write a random model, `tiny` by default, as the checkpoint of a pre-training run."""
+    hub = get_spear_model_hub()
+    config = config or hub.get_arch_config("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = hub.create_new_model(config)
+    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
+    dumper.dump(folder / "checkpoints", SPEAR_FAMILY, config)
+    step = folder / "checkpoints" / "step_2" / "model" / "pp_00" / "tp_00"
+    step.mkdir(parents=True)
+    torch.save(model.state_dict(), step / "sdp_00.pt")
+    return folder
 
 
 def find_run_card(run: Path, name: str) -> AssetCard:

@@ -9,8 +9,9 @@ import soundfile
 
 from recipes.corpus.console import run_command
 from recipes.corpus.manifest import main
-from recipes.corpus.scan import Clip, inspect_clips, name_files
+from recipes.corpus.scan import inspect_clips
 from spear_plugin.data.manifest import ManifestRow, read_manifest
+from spear_plugin.data.scan import Clip, name_files
 from tests.common import DATA_FOLDER
 
 PROMPT = DATA_FOLDER / "speech" / "vm-login.g722"

@@ -14,10 +14,10 @@ from recipes.corpus.console import CorpusError
 from recipes.corpus.package_store import PackageStore
 from recipes.corpus.packaged import cut_clip, main
 from recipes.corpus.packages import PINNED_PACKAGES, PinnedPackage
-from recipes.corpus.scan import Clip
 from recipes.corpus.sources import CORPORA, EVERYTHING, resolve_corpora
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import read_manifest
+from spear_plugin.data.scan import Clip
 
 NAME = "sonic-pi-samples"
 

@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from fairseq2.checkpoint import ModelMetadataDumper
+from fairseq2.recipe.error import RecipeError
 from fairseq2.recipe.run import run
-from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from torch import Tensor
 
 import recipes.probe.recipe as probe_recipe
+from recipes.features import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, SpearSource, open_source
 from recipes.probe.config import ProbeConfig, ProbeSection, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
 from recipes.probe.recipe import ProbeRecipe
 from recipes.probe.results import ProbeResult, ResultStore
-from recipes.probe.sources import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, open_source
 from recipes.probe.tasks import ProbeTask, frame_labels, read_task
 from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
-from spear_plugin.models.spear import SPEAR_FAMILY, get_spear_model_hub
+from spear_plugin.models.spear import create_spear_model, get_spear_model_hub
 from tests.common import assert_close, assert_equal
+from tests.recipes.common import save_run
+from tests.unit.models.spear.test_released import narrow_config
 
 RATE = 16_000
 
@@ -118,30 +119,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def save_run(folder: Path, *, seed: int) -> Path:
-    """Write a tiny random model as the checkpoint of a pre-training run."""
-    hub = get_spear_model_hub()
-
-    config = hub.get_arch_config("tiny")
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-
-        model = hub.create_new_model(config)
-
-    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
-
-    dumper.dump(folder / "checkpoints", SPEAR_FAMILY, config)
-
-    step = folder / "checkpoints" / "step_2" / "model" / "pp_00" / "tp_00"
-
-    step.mkdir(parents=True)
-
-    torch.save(model.state_dict(), step / "sdp_00.pt")
-
-    return folder
-
-
 def make_config(corpus: Path, **settings: Any) -> ProbeConfig:
     config = ProbeConfig(tasks=[corpus / "phones.tsv", corpus / "events.tsv"], **settings)
 
@@ -168,6 +145,9 @@ class CountingSource(FeatureSource):
     identity = "counting"
     sample_rate = RATE
     timing = FrameTiming(10.0, first_centre=0.052)
+
+    def num_frames(self, num_samples: int) -> int:
+        return num_samples // 1600
 
     def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
         numbers = torch.arange(waveforms.size(1) // 1600).float().expand(waveforms.size(0), -1).unsqueeze(-1)
@@ -240,6 +220,37 @@ def test_log_mel_source_puts_a_click_into_the_nearest_frame() -> None:
         loudest = layers[0][0].mean(dim=-1).argmax().item()
 
         assert loudest == source.timing.nearest_frames(torch.tensor([time]), 25).item()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_spear_source_gives_layers_at_50_hz_and_the_output_at_its_own_rate(factor: int) -> None:
+    torch.manual_seed(0)
+
+    model = create_spear_model(narrow_config(output_downsampling_factor=factor))
+
+    waveforms, lengths = 0.1 * torch.randn(2, 16000), torch.tensor([16000, 8000])
+
+    layers, output = SpearSource(model), SpearSource(model, output_only=True)
+
+    expected = model.eval().extract_features(waveforms, lengths)
+
+    x, num_frames = layers.extract(waveforms, lengths)
+
+    assert num_frames.tolist() == [46, 21]
+
+    assert [tuple(y.shape) for y in x] == [(2, 46, 32)] * 3
+
+    assert (layers.timing, list(layers.layer_dims)) == (SPEAR_TIMING, [32, 32, 32])
+
+    (last,), num_frames = output.extract(waveforms, lengths)
+
+    assert_equal(last, expected.last)
+
+    assert_equal(num_frames, expected.lengths)
+
+    assert output.timing.rate_hz == 50.0 / factor
+
+    assert output.timing.first_centre == pytest.approx(0.045 if factor == 1 else 0.055)
 
 
 def test_extract_features_takes_the_nearest_frame_after_each_time_shift(corpus: Path) -> None:
@@ -414,7 +425,7 @@ def test_open_source_raises_error_when_the_checkpoint_is_no_spear_model(
 ) -> None:
     section = SourceSection(name="a", checkpoint=checkpoint.format(empty=tmp_path))
 
-    with pytest.raises(ProbeError, match=message):
+    with pytest.raises(RecipeError, match=message):
         open_source(section, device=torch.device("cpu"), seed=0)
 
 

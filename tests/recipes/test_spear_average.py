@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from recipes.common import main
+from recipes.features import open_source
 from recipes.probe.config import SourceSection
-from recipes.probe.sources import open_source
 from recipes.spear.average.recipe import SpearAverageRecipe
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.models.spear import get_spear_model_hub
@@ -164,7 +164,7 @@ def test_models_of_cards_are_averaged_if_their_configurations_agree(
     assert (code, lines) == (2, ["spear_a and spear_c must have the same configuration, but differ in `alpha`."])
     code, lines = average("models=[spear_a, spear_nowhere]", paths)
     assert (code, len(lines)) == (2, 1)
-    assert "'spear_nowhere' is none" in lines[0]
+    assert "'spear_nowhere' is neither" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import final
 
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
+from recipes.failures import FailureLists, shard_name
 from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
-from recipes.mvq.encode.failures import FailureLists
-from recipes.tasks import StoppableTask
+from recipes.tasks import StoppableTask, WorkClock
 from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from spear_plugin.quantizers import (
@@ -133,25 +132,19 @@ class MvqEncodeTask(StoppableTask):
             log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
 
         num_rows = sum(len(self._shards[index]) for index in pending)
-        start, seconds_done = time.perf_counter(), 0.0
-        seconds_total = sum(row.duration for index in pending for row in self._shards[index])
+        clock = WorkClock(sum(row.duration for index in pending for row in self._shards[index]))
         with self._progress_reporter.create_task("encode (files)", total=num_rows) as progress:
             for index in pending:
                 self._encode_shard(writer, index, progress.step)
                 self.count_step()
-
-                seconds_done += sum(row.duration for row in self._shards[index])
-                rate = seconds_done / (time.perf_counter() - start)
-                log.info(
-                    "Shard {} of {} written; {:.1f} times real time, {:.0f} s to go.",
-                    index + 1, len(self._shards), rate, (seconds_total - seconds_done) / rate,
-                )  # fmt: skip
+                pace = clock.advance(sum(row.duration for row in self._shards[index]))
+                log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
 
     def _encode_shard(self, writer: CodeStoreWriter, index: int, advance: Callable[[int], None]) -> None:
         rows = self._shards[index]
         codes: dict[str, NDArray[np.uint8]] = {}
         failures: dict[str, str] = {}
-        self._failures.write(index, [])
+        self._failures.write(shard_name(index), [])
         num_failures = self._failures.count()
 
         for batch in embed_corpus(self._teacher, rows, self._section, self._gangs.root.device):
@@ -161,7 +154,7 @@ class MvqEncodeTask(StoppableTask):
             advance(len(batch))
             self.check_stop()
 
-        self._failures.write(index, [(row.id, failures[row.id]) for row in rows if row.id in failures])
+        self._failures.write(shard_name(index), [(row.id, failures[row.id]) for row in rows if row.id in failures])
         ids = [row.id for row in rows if row.id in codes]
         writer.write_shard(index, ids, [codes[id_] for id_ in ids])
 

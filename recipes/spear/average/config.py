@@ -19,7 +19,7 @@ class SpearAverageConfig(Validatable):
     """Folder of a run of ``recipes.spear.pretrain``, or its folder of checkpoints."""
 
     models: list[str] = field(default_factory=list)
-    """Instead of a run: names of model cards."""
+    """Instead of a run: models by the names of their cards or by their folders."""
 
     mode: Literal["checkpoints", "running"] = "checkpoints"
     """Mean of checkpoints, or of the snapshots in the run's running average."""

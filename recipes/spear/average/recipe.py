@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,11 @@ from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.task import Task
-from fairseq2.utils.structured import ValueConverter
-from fairseq2.utils.yaml import YamlDumper
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
+from recipes.models import default_model_name, write_spear_card
 from recipes.spear.average.config import SpearAverageConfig
 from recipes.spear.average.sources import Run, Source, find_sources
 from recipes.tasks import StoppableTask, refuse_several_processes
@@ -60,7 +58,7 @@ class SpearAverageTask(StoppableTask):
                 last, state, summary = self._average()
         except AveragingError as ex:
             raise RecipeError(str(ex)) from None
-        name = self._config.name or re.sub(r"\W+", "_", f"spear_{self._folder.resolve().name}")
+        name = self._config.name or default_model_name(self._folder)
         write_result(folder, name, last.load_config(), last.step_nr, state, summary)
         log.info("{} in {}: {}.", name, folder, summary)
 
@@ -124,15 +122,6 @@ def write_result(
     model = unfinished / f"step_{step_nr}" / "model"
     model.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in state.items()}, model / "model.safetensors")
-    resolver = get_dependency_resolver()
-    resolver.resolve(ModelMetadataDumper).dump(unfinished, SPEAR_FAMILY, config)  # type: ignore[type-abstract]
-    card: dict[str, object] = {
-        "name": name,
-        "model_family": SPEAR_FAMILY,
-        "model_config": resolver.resolve(ValueConverter).unstructure(config),  # type: ignore[type-abstract]
-        "checkpoint": "model.safetensors",
-        "average": summary,  # no field of fairseq2's, which keeps and shows unknown ones
-    }
-    # fairseq2's own writer: PyYAML writes 1e-05 so that fairseq2 reads a string.
-    resolver.resolve(YamlDumper).dump(card, model / "card.yaml")  # type: ignore[type-abstract]
+    get_dependency_resolver().resolve(ModelMetadataDumper).dump(unfinished, SPEAR_FAMILY, config)  # type: ignore[type-abstract]
+    write_spear_card(model / "card.yaml", name, config, "model.safetensors", {"average": summary})
     unfinished.replace(folder)

@@ -5,38 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import torch
-from fairseq2.assets import (
-    AssetCard,
-    AssetCardError,
-    AssetDownloadError,
-    AssetMetadataError,
-    StandardAssetStore,
-    get_asset_store,
-)
-from fairseq2.checkpoint import ModelMetadataLoader
-from fairseq2.error import OperationalError
-from fairseq2.model_checkpoint import CorruptModelCheckpointError
-from fairseq2.models import ModelGatedError
+from fairseq2.assets import AssetCard, StandardAssetStore
 from fairseq2.recipe.error import RecipeError
-from fairseq2.runtime.dependency import get_dependency_resolver
 from torch import Tensor
 
+from recipes.models import find_spear_card, load_metadata, load_spear_config, load_spear_model
 from recipes.spear.average.config import SpearAverageConfig
-from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig, get_spear_model_hub
+from spear_plugin.models.spear import SpearConfig
 from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE, AveragingError, RunningAverage
-
-_LOAD_ERRORS: Final = (
-    AssetCardError,
-    AssetDownloadError,
-    AssetMetadataError,
-    CorruptModelCheckpointError,
-    ModelGatedError,
-    OperationalError,
-    OSError,
-)
 
 
 @final
@@ -57,10 +36,7 @@ class Source:
         Raises:
             RecipeError: The card is damaged.
         """
-        try:
-            return get_spear_model_hub().get_model_config(self.card)
-        except _LOAD_ERRORS as ex:
-            raise RecipeError(f"{self.name}: {_innermost(ex)}") from None
+        return load_spear_config(self.card, self.name)
 
     def load_state(self) -> dict[str, Tensor]:
         """Read the tensors of the model.
@@ -68,11 +44,7 @@ class Source:
         Raises:
             RecipeError: They are damaged, missing, or do not fit the card.
         """
-        try:
-            model = get_spear_model_hub().load_model(self.card, device=torch.device("cpu"))
-        except _LOAD_ERRORS as ex:
-            raise RecipeError(f"{self.name} cannot be loaded: {_innermost(ex)}") from None
-        return model.state_dict()
+        return load_spear_model(self.card, self.name, device=torch.device("cpu")).state_dict()
 
 
 @final
@@ -89,11 +61,7 @@ class Run:
         self.step_nrs = sorted(int(name[5:]) for name in names if name[5:].isdecimal())
         if not (self.folder / "model.yaml").is_file() or not self.step_nrs:
             raise RecipeError(f"{folder} holds no finished checkpoint of a run. Train first, or name another folder.")
-        loader = get_dependency_resolver().resolve(ModelMetadataLoader)  # type: ignore[type-abstract]
-        try:
-            self._store = StandardAssetStore([loader.load(self.folder)])
-        except _LOAD_ERRORS as ex:
-            raise RecipeError(f"{self.folder / 'model.yaml'} cannot be read: {_innermost(ex)}") from None
+        self._store = StandardAssetStore([load_metadata(self.folder)])
 
     def select(self, last_n: int | None, step_nrs: Sequence[int]) -> list[Source]:
         """Return the checkpoints of these steps, or the last ones, or all.
@@ -157,7 +125,7 @@ def find_sources(config: SpearAverageConfig) -> list[Source]:
     """
     if config.run is not None:
         return Run(config.run).select(config.last_n, config.steps)
-    sources = [_find_model(name) for name in config.models]
+    sources = [Source(name, find_spear_card(name, "`models`")) for name in config.models]
     first = sources[0].load_config()
     for source in sources[1:]:
         other = source.load_config()
@@ -168,23 +136,3 @@ def find_sources(config: SpearAverageConfig) -> list[Source]:
                 f"`{'`, `'.join(differing)}`."
             )
     return sources
-
-
-def _find_model(name: str) -> Source:
-    try:
-        card = get_asset_store().maybe_retrieve_card(name)
-        family = card.maybe_get_field("model_family") if card is not None else None
-    except _LOAD_ERRORS as ex:
-        raise RecipeError(f"{name}: {_innermost(ex)}") from None
-    if card is None:
-        raise RecipeError(f"`models` must be names of cards, but '{name}' is none.")
-    if family is None or family.value != SPEAR_FAMILY:
-        raise RecipeError(f"`models` must be of the family {SPEAR_FAMILY}, but '{name}' is not.")
-    return Source(name, card)
-
-
-def _innermost(error: BaseException) -> str:
-    """Return the first line of the innermost cause, the one that says what is wrong."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error) or type(error).__name__).partition("\n")[0]

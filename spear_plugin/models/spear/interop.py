@@ -1,16 +1,21 @@
-"""Reads the authors' two checkpoint layouts; a checkpoint of this plugin passes through unchanged.
+"""Reads and writes the authors' two checkpoint layouts; a checkpoint of this plugin passes the reader unchanged.
 
 * Released weights: all keys below ``model.model.``, no heads.
 * Training checkpoints: a ``model`` entry without prefix, with heads ``codebook_loss_net`` (one stream) or
   ``codebook_loss_heads.N`` (stream N).
+
+What is written comes back bit by bit when it is read. Neither layout has a place for ``training_state``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final, cast
 
+import torch
 from fairseq2.models.utils.checkpoint import convert_state_dict
+from torch import Tensor
 
 from spear_plugin.models.spear.config import SpearConfig
 from spear_plugin.models.zipformer import num_whiteners
@@ -22,6 +27,10 @@ _UNUSED: Final = re.compile(
     r"|audio_tagging_proj\..*"
 )
 """Parameters that the authors' code creates but never uses in SPEAR."""
+
+_LAYER_BYPASS: Final = re.compile(r"(encoder\.encoders\.\d+\.(?:encoder\.)?layers\.\d+)\.bypass\.bypass_scale")
+_INITIAL_BYPASS_SCALE: Final = 0.5
+_HEAD_KEYS: Final = {"weight": "linear2b_weight", "bias": "linear2_bias"}
 
 
 def convert_spear_state_dict(state_dict: dict[str, object], config: SpearConfig) -> dict[str, object]:
@@ -41,14 +50,47 @@ def convert_spear_state_dict(state_dict: dict[str, object], config: SpearConfig)
     return state_dict
 
 
+def convert_to_released_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's tensors as the authors release theirs: float32, below ``model.model.``, without heads.
+
+    With the unused parameter of each layer, at its initial value, so that a strict reader accepts them.
+    """
+    return {f"model.model.{key}": value for key, value in _to_their_encoder(state_dict).items()}
+
+
+def convert_to_training_state_dict(state_dict: Mapping[str, Tensor], config: SpearConfig) -> dict[str, Tensor]:
+    """Return a model's tensors, float32, as they stand below ``model`` in the authors' training checkpoints.
+
+    With its heads, but without the parameters of theirs that they never use: icefall's reader asks for none of them.
+    """
+    converted = _to_their_encoder(state_dict)
+    for index, stream in enumerate(config.target_streams):
+        prefix = "codebook_loss_net" if len(config.target_streams) == 1 else f"codebook_loss_heads.{index}"
+        for own, their in _HEAD_KEYS.items():
+            converted[f"{prefix}.{their}"] = state_dict[f"heads.{stream.name}.{own}"].float()
+    return converted
+
+
+def _to_their_encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out heads and training state, and add the unused parameter of each layer."""
+    converted = {}
+    for key, value in state_dict.items():
+        if key.startswith(("heads.", "training_state.")):
+            continue
+        converted[key] = value.float()
+        if (match := _LAYER_BYPASS.fullmatch(key)) is not None:
+            converted[f"{match[1]}.bypass_scale"] = torch.full_like(converted[key], _INITIAL_BYPASS_SCALE)
+    return converted
+
+
 def _create_head_map(config: SpearConfig) -> dict[str, str]:
     key_map = {}
     for index, stream in enumerate(config.target_streams):
         theirs = rf"^codebook_loss_heads\.{index}\."
         if index == 0:
             theirs = rf"^codebook_loss_(?:net|heads\.{index})\."
-        key_map[theirs + r"linear2b_weight$"] = f"heads.{stream.name}.weight"
-        key_map[theirs + r"linear2_bias$"] = f"heads.{stream.name}.bias"
+        for own, their in _HEAD_KEYS.items():
+            key_map[rf"{theirs}{their}$"] = f"heads.{stream.name}.{own}"
     return key_map
 
 

@@ -1,8 +1,16 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from spear_plugin.models.spear import SpearConfig, TargetStreamConfig, convert_spear_state_dict
+from spear_plugin.models.spear import (
+    SpearConfig,
+    TargetStreamConfig,
+    convert_spear_state_dict,
+    convert_to_released_state_dict,
+    convert_to_training_state_dict,
+    get_spear_model_hub,
+)
 from tests.unit.models.spear.makers import create_small_model, small_config
 
 
@@ -88,3 +96,53 @@ def test_heads_without_a_stream_are_dropped_from_any_checkpoint() -> None:
     assert convert(["heads.speech.weight", "codebook_loss_net.linear2_bias", "mask_emb"], config) == {
         "mask_emb": "mask_emb"
     }
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+def test_what_is_written_in_their_training_layout_comes_back_bit_by_bit(num_streams: int) -> None:
+    hub = get_spear_model_hub()
+    config = hub.get_arch_config("tiny")
+    del config.target_streams[num_streams:]
+    state_dict = without_training_state(dict(hub.create_new_model(config).state_dict()))
+    theirs = convert_to_training_state_dict({k: torch.as_tensor(v) for k, v in state_dict.items()}, config)
+    prefixes = {key.rpartition(".")[0] for key in theirs if key.startswith("codebook")}
+    assert (
+        prefixes
+        == {
+            1: {"codebook_loss_net"},
+            2: {"codebook_loss_heads.0", "codebook_loss_heads.1"},
+        }[num_streams]
+    )
+    back = without_training_state(convert_spear_state_dict({"model": theirs}, config))
+    assert back.keys() == state_dict.keys()
+    assert all(torch.equal(torch.as_tensor(back[key]), torch.as_tensor(value)) for key, value in state_dict.items())
+    again = convert_to_training_state_dict({k: torch.as_tensor(v) for k, v in back.items()}, config)
+    assert again.keys() == theirs.keys()
+    assert all(torch.equal(again[key], value) for key, value in theirs.items())
+
+
+def test_what_is_written_in_the_released_layout_comes_back_bit_by_bit_without_heads() -> None:
+    hub = get_spear_model_hub()
+    config = hub.get_arch_config("tiny")
+    state_dict = hub.create_new_model(config).state_dict()
+    theirs = convert_to_released_state_dict(state_dict)
+    config.target_streams = []
+    back = without_training_state(convert_spear_state_dict(dict(theirs), config))
+    encoder = {k: v for k, v in state_dict.items() if not k.startswith(("heads.", "training_state."))}
+    assert back.keys() == encoder.keys()
+    assert all(torch.equal(torch.as_tensor(back[key]), value) for key, value in encoder.items())
+
+
+def test_the_released_layout_is_float32_with_the_unused_scale_of_each_layer() -> None:
+    model = create_small_model().to(torch.bfloat16)
+    theirs = convert_to_released_state_dict(model.state_dict())
+    assert {value.dtype for value in theirs.values()} == {torch.float32}
+    unused = {
+        key: value for key, value in theirs.items() if key.endswith(tuple(f"layers.{i}.bypass_scale" for i in (0, 1)))
+    }
+    assert sorted(unused) == [
+        "model.model.encoder.encoders.0.layers.0.bypass_scale",
+        "model.model.encoder.encoders.1.encoder.layers.0.bypass_scale",
+        "model.model.encoder.encoders.1.encoder.layers.1.bypass_scale",
+    ]
+    assert all(torch.equal(value, torch.full((32,), 0.5)) for value in unused.values())

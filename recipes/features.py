@@ -1,0 +1,260 @@
+"""Sources of frozen features behind one interface: our models, teachers, log-mel energies.
+
+Letters: L layers, N batch, S samples, T frames, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Final, final
+
+import torch
+from fairseq2.utils.validation import Validatable, ValidationResult
+from torch import Tensor
+from torch.nn import Module
+from typing_extensions import override
+
+from recipes.models import find_spear_card, load_spear_config, load_spear_model
+from spear_plugin.data.manifest import Seconds
+from spear_plugin.models.spear import SpearModel, get_spear_model_hub, num_output_frames
+from spear_plugin.models.spear.fbank import NUM_MEL_BINS, SAMPLE_RATE, compute_fbank, num_fbank_frames
+from spear_plugin.teachers import Teacher, TeacherConfig, load_teacher
+
+
+@dataclass(kw_only=True)
+class FeatureSection(Validatable):
+    """One source of features."""
+
+    kinds: ClassVar[Sequence[str]] = ("model", "teacher", "log_mel")
+
+    kind: str = "model"
+    """``model``: trained weights; ``teacher``; ``log_mel``. Probes know ``untrained``, too: the same architecture with
+    fresh weights."""
+
+    checkpoint: str | None = None
+    """For ``model`` and ``untrained``: an asset card's name, the output folder of a run (its last step is taken), or a
+    folder with the ``config.json`` and ``model.safetensors`` of a released model."""
+
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """For ``teacher``."""
+
+    @property
+    def checkpoint_key(self) -> str:
+        """What messages call ``checkpoint``."""
+        return "`source.checkpoint`"
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.kind not in self.kinds:
+            result.add_error(f"`kind` must be one of {', '.join(self.kinds)}, but is '{self.kind}'.")
+
+        if self.kind in ("model", "untrained") and not self.checkpoint:
+            result.add_error(
+                f"`checkpoint` must be the name of a card or the folder of a run when `kind` is {self.kind}."
+            )
+
+        return result
+
+
+@final
+@dataclass(frozen=True)
+class FrameTiming:
+    """When the frames of a feature sequence are."""
+
+    rate_hz: float
+
+    first_centre: Seconds
+    """Centre of frame 0."""
+
+    def nearest_frames(self, times: Tensor, num_frames: int) -> Tensor:
+        """Return the index of the frame whose centre is nearest to each time, within [0, num_frames)."""
+        return ((times - self.first_centre) * self.rate_hz).round().long().clamp(0, num_frames - 1)
+
+
+SPEAR_TIMING: Final = FrameTiming(50.0, first_centre=0.045)
+"""Centres of the receptive fields. The fbank's frame f is centred at (f + 0.5) 10 ms. The front end's convolutions over
+time have no padding, width 3 and the strides 1, 2, 1: output t sees the frames 2t to 2t + 8, centre 2t + 4, which is at
+20 t + 45 ms. Everything after them is symmetric in time."""
+
+LOG_MEL_TIMING: Final = FrameTiming(50.0, first_centre=0.010)
+"""A pair of fbank frames, 2t and 2t + 1, is centred between them, at 20 t + 10 ms."""
+
+
+_MIN_LOG_MEL_SAMPLES: Final = 400
+"""A window of 25 ms, which log-mel features need at least."""
+
+
+class FeatureSource(ABC):
+    """Frozen features of waveforms."""
+
+    name: str
+    """What messages call it."""
+
+    identity: str
+    """Changes when the features may change."""
+
+    sample_rate: int
+
+    timing: FrameTiming
+
+    layer_dims: Sequence[int]
+    """The width of each layer."""
+
+    @abstractmethod
+    def num_frames(self, num_samples: int) -> int:
+        """Return how many frames a file of ``num_samples`` at ``sample_rate`` gives; 0 if it is too short for one."""
+
+    @abstractmethod
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the layers, L of (N, T, D), and the lengths (N,) in frames.
+
+        :param waveforms: (N, S) in [-1, 1] at ``sample_rate``, zero beyond the ``lengths`` (N,); the longest gives at
+            least one frame.
+        """
+
+
+def open_source(
+    section: FeatureSection, *, device: torch.device, seed: int = 0, output_only: bool = False
+) -> FeatureSource:
+    """Load what a section of the configuration describes.
+
+    :param seed: For the fresh weights of ``untrained``.
+    :param output_only: If True, the only layer of a model of ours is its output, at its own frame rate.
+    :raises RecipeError: If a checkpoint is missing, damaged, or of a family that gives no features.
+    :raises TeacherError: If a teacher cannot be loaded.
+    """
+    if section.kind == "log_mel":
+        return LogMelSource()
+
+    if section.kind == "teacher":
+        return TeacherSource(load_teacher(section.teacher, device=device))
+
+    assert section.checkpoint is not None  # by the validation of the section
+
+    card = find_spear_card(section.checkpoint, section.checkpoint_key)
+
+    if section.kind == "model":
+        model = load_spear_model(card, section.checkpoint, device=device)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+
+            config = load_spear_config(card, section.checkpoint)
+
+            model = get_spear_model_hub().create_new_model(config, device=device)
+
+    return SpearSource(model, output_only=output_only)
+
+
+@final
+class SpearSource(FeatureSource):
+    """The outputs of all Zipformer layers at 50 Hz, or that of the encoder at its own rate."""
+
+    name = "SPEAR"
+
+    def __init__(self, model: SpearModel, *, output_only: bool = False) -> None:
+        self._model = model.eval()
+        self._output_only = output_only
+
+        sizes = model.config.zipformer
+
+        # Layers have the front end's rate, whatever that of the output.
+        factor = sizes.output_downsampling_factor if output_only else 1
+
+        self._counted = replace(model.config, zipformer=replace(sizes, output_downsampling_factor=factor))
+
+        self.identity = f"spear:{_weights_digest(model)}"
+
+        self.sample_rate = SAMPLE_RATE
+
+        # A mean of `factor` frames is centred between them.
+        first_centre = SPEAR_TIMING.first_centre + 0.5 * (factor - 1) / SPEAR_TIMING.rate_hz
+
+        self.timing = FrameTiming(SPEAR_TIMING.rate_hz / factor, first_centre)
+
+        layer_dims = [dim for n, dim in zip(sizes.num_layers, sizes.encoder_dims, strict=True) for _ in range(n)]
+
+        self.layer_dims = [max(sizes.encoder_dims)] if output_only else layer_dims
+
+    @override
+    def num_frames(self, num_samples: int) -> int:
+        return num_output_frames(num_samples, self._counted)
+
+    @override
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        features = self._model.extract_features(waveforms, lengths)
+
+        num_frames = torch.tensor([self.num_frames(n) for n in lengths.tolist()], device=lengths.device)
+
+        return [features.last] if self._output_only else features.layers, num_frames
+
+
+@final
+class TeacherSource(FeatureSource):
+    """The one layer that a teacher gives."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+        self.name = teacher.name
+
+        self.identity = f"teacher:{teacher.name}:{_weights_digest(teacher)}"
+
+        self.sample_rate = teacher.sample_rate
+
+        self.timing = FrameTiming(teacher.frame_rate_hz, first_centre=0.5 / teacher.frame_rate_hz)
+
+        self.layer_dims = [teacher.dim]
+
+    @override
+    def num_frames(self, num_samples: int) -> int:
+        return self._teacher.num_frames(num_samples)
+
+    @override
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        output = self._teacher(waveforms, lengths)
+
+        return [output.frames], output.lengths
+
+
+@final
+class LogMelSource(FeatureSource):
+    """The model's input: 128 log-mel energies, two frames stacked to 256 values at 50 Hz.
+
+    Stacking keeps what averaging would lose, so this is the stronger baseline.
+    """
+
+    name = "log-mel"
+    identity = "log_mel:2x128"
+    sample_rate = SAMPLE_RATE
+    timing = LOG_MEL_TIMING
+    layer_dims = (2 * NUM_MEL_BINS,)
+
+    @override
+    def num_frames(self, num_samples: int) -> int:
+        return num_fbank_frames(num_samples) // 2 if num_samples >= _MIN_LOG_MEL_SAMPLES else 0
+
+    @override
+    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
+        fbank, lengths = compute_fbank(waveforms, lengths)
+
+        num_pairs = fbank.size(1) // 2
+
+        # (N, F, M) -> (N, F/2, 2M)
+        return [fbank[:, : 2 * num_pairs].reshape(fbank.size(0), num_pairs, -1)], lengths // 2
+
+
+def _weights_digest(module: Module) -> str:
+    digest = hashlib.sha256()
+
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    return digest.hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""SPEAR models by what a user calls them: a card's name, a run's folder, or a folder of the released layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import torch
+from fairseq2.assets import (
+    AssetCard,
+    AssetCardError,
+    AssetDownloadError,
+    AssetMetadataError,
+    AssetMetadataProvider,
+    StandardAssetStore,
+    get_asset_store,
+)
+from fairseq2.checkpoint import ModelMetadataLoader
+from fairseq2.error import OperationalError
+from fairseq2.model_checkpoint import CorruptModelCheckpointError
+from fairseq2.models import ModelGatedError
+from fairseq2.recipe.error import RecipeError
+from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.utils.structured import ValueConverter
+from fairseq2.utils.yaml import YamlDumper
+
+from spear_plugin.data.files import atomic_file
+from spear_plugin.models.spear import (
+    RELEASED_CONFIG_FILE,
+    SPEAR_FAMILY,
+    SpearConfig,
+    SpearModel,
+    get_spear_model_hub,
+    released_card,
+)
+
+_LOAD_ERRORS: Final = (
+    AssetCardError,
+    AssetDownloadError,
+    AssetMetadataError,
+    CorruptModelCheckpointError,
+    ModelGatedError,
+    OperationalError,
+    OSError,
+)
+
+
+def find_spear_card(reference: str, where: str) -> AssetCard:
+    """Return the card of a SPEAR model.
+
+    Args:
+        reference: Name of a card; folder of a run, whose last checkpoint is meant; or folder with ``config.json`` and
+            ``model.safetensors``, as the authors release their models.
+        where: The configuration's key, which messages begin with.
+
+    Raises:
+        RecipeError: If there is no such model, or it is of another family.
+        ReleasedModelError: If a folder of the released layout is damaged.
+    """
+    folder = Path(reference)
+    if (folder / RELEASED_CONFIG_FILE).is_file():
+        return released_card(folder)
+    if folder.is_dir():
+        if (card := _last_checkpoint_card(folder)) is None:
+            raise RecipeError(
+                f"{where}: {folder} holds no finished checkpoint of a run. Train first, or name another folder."
+            )
+    else:
+        card = _named_card(reference, where)
+
+    family = card.maybe_get_field("model_family")
+    if family is None or family.value != SPEAR_FAMILY:
+        raise RecipeError(
+            f"{where}: must be a model of the family {SPEAR_FAMILY}, but '{reference}' is of "
+            f"'{family.value if family is not None else 'no family'}'."
+        )
+    return card
+
+
+def default_model_name(folder: Path) -> str:
+    """Return a name for the card of the model that a recipe writes to a folder."""
+    return re.sub(r"\W+", "_", f"spear_{folder.resolve().name}")
+
+
+def run_folder_of(card: AssetCard) -> Path | None:
+    """Return the output folder of the run that a card of :func:`find_spear_card` is a checkpoint of, or None."""
+    checkpoint = card.maybe_get_field("checkpoint")
+    if card.base is None or checkpoint is None or not isinstance(checkpoint.value, str):
+        return None
+    # RUN/checkpoints/step_N/model
+    folder = Path(checkpoint.value).parents[2]
+    return folder if (folder / "checkpoints" / "model.yaml").is_file() else None
+
+
+def load_metadata(checkpoints: Path) -> AssetMetadataProvider:
+    """Return the cards that fairseq2 makes for the checkpoints in a folder.
+
+    Raises:
+        RecipeError: If their ``model.yaml`` is damaged.
+    """
+    loader = get_dependency_resolver().resolve(ModelMetadataLoader)  # type: ignore[type-abstract]
+    try:
+        return loader.load(checkpoints)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{checkpoints / 'model.yaml'} cannot be read: {_innermost(ex)}") from None
+
+
+def load_spear_config(card: AssetCard, name: str) -> SpearConfig:
+    """Return the configuration of a model that messages call ``name``.
+
+    Raises:
+        RecipeError: If the card is damaged.
+    """
+    try:
+        return get_spear_model_hub().get_model_config(card)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{name}: {_innermost(ex)}") from None
+
+
+def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> SpearModel:
+    """Load a model that messages call ``name``.
+
+    Raises:
+        RecipeError: If its weights are damaged, missing, or do not fit its card.
+    """
+    try:
+        return get_spear_model_hub().load_model(card, device=device)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
+
+
+def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str, extra: Mapping[str, object]) -> None:
+    """Write the card of a model.
+
+    Args:
+        path: The file.
+        name: The model's name.
+        config: The model's configuration.
+        checkpoint: The weights, relative to the card's folder.
+        extra: Further fields; fairseq2 keeps and shows those that it does not know.
+    """
+    resolver = get_dependency_resolver()
+    card: dict[str, object] = {
+        "name": name,
+        "model_family": SPEAR_FAMILY,
+        "model_config": resolver.resolve(ValueConverter).unstructure(config),  # type: ignore[type-abstract]
+        "checkpoint": checkpoint,
+        **extra,
+    }
+    with atomic_file(path) as temporary:
+        # fairseq2's own writer: PyYAML writes 1e-05 so that fairseq2 reads a string.
+        resolver.resolve(YamlDumper).dump(card, temporary)  # type: ignore[type-abstract]
+
+
+def _named_card(name: str, where: str) -> AssetCard:
+    try:
+        card = get_asset_store().maybe_retrieve_card(name)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{where}: {_innermost(ex)}") from None
+    if card is None:
+        raise RecipeError(
+            f"{where}: must be the name of a card, or the folder of a run or of a released model, but '{name}' is "
+            "neither."
+        )
+    return card
+
+
+def _last_checkpoint_card(folder: Path) -> AssetCard | None:
+    """Return the card that fairseq2 makes for the last step of a run, or None if there is no step."""
+    checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    if not (checkpoints / "model.yaml").exists():
+        return None
+    return StandardAssetStore([load_metadata(checkpoints)]).maybe_retrieve_card("last_checkpoint")
+
+
+def _innermost(error: BaseException) -> str:
+    """Return the first line of the innermost cause, the one that says what is wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).partition("\n")[0]
