@@ -23,6 +23,6 @@ from spear_plugin.models.spidr.hub import get_spidr_model_hub as get_spidr_model
 from spear_plugin.models.spidr.interop import convert_spidr_state_dict as convert_spidr_state_dict
 from spear_plugin.models.spidr.interop import export_spidr_state_dict as export_spidr_state_dict
 from spear_plugin.models.spidr.masker import SpanMasker as SpanMasker
-from spear_plugin.models.spidr.model import SpidrFeatures as SpidrFeatures
 from spear_plugin.models.spidr.model import SpidrModel as SpidrModel
-from spear_plugin.models.spidr.model import SpidrOutput as SpidrOutput
+from spear_plugin.models.spidr.output import SpidrFeatures as SpidrFeatures
+from spear_plugin.models.spidr.output import SpidrOutput as SpidrOutput

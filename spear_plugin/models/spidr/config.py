@@ -13,7 +13,6 @@ from spear_plugin.nn.masking import SpanLaw
 SPIDR_FAMILY: Final = "spidr"
 
 SpidrKind: TypeAlias = Literal["spidr", "dinosr"]
-"""What the heads read in training: the feed-forward output of their own layer, or all of them the encoder's output."""
 
 
 @dataclass(kw_only=True)
@@ -89,15 +88,13 @@ class SpidrEncoderConfig(Validatable):
     """The probability of skipping a layer in training."""
 
     layer_norm_first: bool = False
-    """If ``True``, layers normalize their input and the encoder its output; else layers their output and the encoder
-    its input."""
+    """If ``True``, layers normalize their input and the encoder its output; else the other way round."""
 
     qkv_bias: bool = False
     """If ``True``, queries, keys and values have a bias, as in the original DinoSR."""
 
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        divisors = ("num_heads", "pos_conv_groups")
+        result, divisors = ValidationResult(), ("num_heads", "pos_conv_groups")
         sizes = ("dim", "num_layers", "feedforward_dim", "pos_conv_kernel", "pos_conv_depth", *divisors)
         _check_at_least(result, self, 1, sizes)
         for name in divisors:
@@ -173,8 +170,7 @@ class SpanMaskingConfig(Validatable):
     """Describes the masks on the student's input, in frames. Each utterance of a batch has as many masked frames."""
 
     probability: float = 0.8
-    """The share of frames that would be masked if spans never overlapped; 0.8 masks 57 % of one utterance of 10 s, 51 %
-    of each of a batch."""
+    """The share of frames that would be masked if spans never overlapped; 0.8 masks 51 to 57 %."""
 
     span: int = 10
     """The length of a span."""
@@ -238,7 +234,6 @@ class SpidrConfig(Validatable):
 def register_spidr_configs(container: DependencyContainer) -> None:
     """Register the model of the paper, its DinoSR, and ``tiny``, which trains on a CPU."""
     arch = ConfigRegistrar(container, SpidrConfig)
-
     arch("tiny")(_create_tiny)
     arch("base")(SpidrConfig)
     arch("dinosr_base")(_create_dinosr_base)

@@ -8,8 +8,7 @@ Letters: N batch, S samples, T frames, M predicted frames, D width, K codebooks,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Self, final
 
 import torch
 from torch import Tensor
@@ -21,41 +20,16 @@ from spear_plugin.models.spidr.codebook import CodebookStatistics, OnlineCodeboo
 from spear_plugin.models.spidr.config import SpidrConfig, SpidrKind
 from spear_plugin.models.spidr.ema import EmaUpdater
 from spear_plugin.models.spidr.encoder import EncoderOutput, SpidrEncoder
+from spear_plugin.models.spidr.frames import (
+    check_mask,
+    check_num_samples,
+    find_frames,
+    locate_frames,
+    normalize_over_time,
+)
 from spear_plugin.models.spidr.frontend import FeatureExtractor, FeatureProjection
 from spear_plugin.models.spidr.heads import CodeHeads
-
-INSTANCE_NORM_EPSILON: Final = 1e-5
-
-
-@dataclass(kw_only=True)
-class SpidrOutput:
-    """The loss of a batch; all but the loss is without gradient."""
-
-    loss: Tensor
-    """() float32, sum over predicted frames of the cross-entropy averaged over the heads."""
-
-    num_masked: int
-    """M, the number of predicted frames; the loss of the paper is ``loss / num_masked``, over all processes."""
-
-    labels: Tensor
-    """(K, M) int64, the codes that were to be predicted, by the codebooks before their update."""
-
-    probabilities: Tensor
-    """(K, V) float32, the sum over frames of the predicted probabilities."""
-
-    statistics: CodebookStatistics
-    """What ``model.codebooks.update`` needs after a step; its counts (K, V) are how often each code was a label."""
-
-
-@dataclass(kw_only=True)
-class SpidrFeatures:
-    """What downstream tasks use."""
-
-    layers: list[Tensor]
-    """(N, T, D) for each layer, the first one first: the output of its feed-forward network."""
-
-    lengths: Tensor
-    """(N,) int64, the valid frames; what lies beyond has no meaning."""
+from spear_plugin.models.spidr.output import SpidrFeatures, SpidrOutput
 
 
 @final
@@ -159,9 +133,9 @@ class SpidrModel(Module):
         frames, is_valid, _ = self._extract(waveforms, lengths)
         x = self.projection_dropout(frames)
         if mask is not None:
-            _check_mask(mask, frames)
+            check_mask(mask, frames)
             x = torch.where(mask.to(x.device, non_blocking=True)[:, :, None], self.mask_embedding.to(x.dtype), x)
-        indices = _find_frames(mask if mask is not None else is_valid, frames)
+        indices = find_frames(mask if mask is not None else is_valid, frames)
         targets = self.compute_targets(frames, is_valid, indices)
         labels = self.codebooks.assign(targets)
         logits = self.heads(self._encode_masked(x, is_valid, indices))
@@ -195,13 +169,7 @@ class SpidrModel(Module):
             (K, M, D) float32. Mean and variance are of all T frames, padding included, as in the authors' code.
         """
         outputs = self.teacher(frames, is_valid, first_tap=self.first_head_layer).feedforward
-        rows = indices // frames.size(1)
-        targets = []
-        for output in outputs:
-            variances, means = torch.var_mean(output.float(), dim=1, correction=0)
-            selected = output.flatten(0, 1)[indices].float() - means[rows]
-            targets.append(selected * torch.rsqrt(variances + INSTANCE_NORM_EPSILON)[rows])
-        return torch.stack(targets)
+        return torch.stack([normalize_over_time(output, indices) for output in outputs])
 
     def extract_features(
         self, waveforms: Tensor, lengths: Tensor | None, *, num_layers: int | None = None
@@ -283,13 +251,13 @@ class SpidrModel(Module):
         """Return projected frames (N, T, D), which of them are valid (N, T), if not all, and their numbers (N,)."""
         geometry = self.feature_extractor.geometry
         num_rows, num_samples = waveforms.shape
-        _check_num_samples("waveforms", num_samples, geometry.receptive_field)
+        check_num_samples("waveforms", num_samples, geometry.receptive_field)
         if lengths is None:
             lengths = torch.full((num_rows,), num_samples, device="cpu")
         elif lengths.device.type == "cpu" and num_rows > 0:
-            _check_num_samples("lengths", int(lengths.min()), geometry.receptive_field)
+            check_num_samples("lengths", int(lengths.min()), geometry.receptive_field)
         frame_lengths = geometry.num_frames_of(lengths)
-        is_valid = _locate_frames(frame_lengths, geometry.num_frames(num_samples))
+        is_valid = locate_frames(frame_lengths, geometry.num_frames(num_samples))
         if is_valid is not None:
             is_valid = is_valid.to(waveforms.device, non_blocking=True)
         frames = self.feature_projection(self.feature_extractor(waveforms.to(self.mask_embedding.dtype)))
@@ -297,30 +265,3 @@ class SpidrModel(Module):
 
     if TYPE_CHECKING:
         __call__ = forward
-
-
-def _locate_frames(frame_lengths: Tensor, num_frames: int) -> Tensor | None:
-    """Return (N, T) bool, True on valid frames; None if ``frame_lengths`` (N,) are on the host and all T are valid."""
-    if frame_lengths.device.type == "cpu" and bool((frame_lengths >= num_frames).all()):
-        return None
-    return torch.arange(num_frames, device=frame_lengths.device) < frame_lengths[:, None]
-
-
-def _find_frames(is_wanted: Tensor | None, frames: Tensor) -> Tensor:
-    """Return the indices (M,) of wanted frames among all N * T, by default of all; waits only for their device."""
-    if is_wanted is None:
-        return torch.arange(frames.size(0) * frames.size(1), device=frames.device)
-    return is_wanted.flatten().nonzero().squeeze(1).to(frames.device, non_blocking=True)
-
-
-def _check_num_samples(name: str, num_samples: int, minimum: int) -> None:
-    if num_samples < minimum:
-        raise ValueError(f"`{name}` must have at least {minimum} samples, one frame, but have {num_samples} instead.")
-
-
-def _check_mask(mask: Tensor, frames: Tensor) -> None:
-    if mask.shape != frames.shape[:2]:
-        raise ValueError(
-            f"`mask` must be of shape {tuple(frames.shape[:2])}, one value for each frame, but has the shape "
-            f"{tuple(mask.shape)} instead."
-        )
