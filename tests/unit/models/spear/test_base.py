@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -44,4 +46,4 @@ def test_checkpointing_gives_the_same_bits_and_bfloat16_nearly_the_same_loss() -
 
 def total_difference(a: list[Tensor], b: list[Tensor]) -> float:
     squares = sum(float((x - y).square().sum()) for x, y in zip(a, b, strict=True))
-    return (squares / sum(float(y.square().sum()) for y in b)) ** 0.5
+    return math.sqrt(squares / sum(float(y.square().sum()) for y in b))
