@@ -30,6 +30,7 @@ bench: setup
 	$(PYTHON) -m benchmarks.data_pipeline
 	$(PYTHON) -m benchmarks.scaled_adam
 	$(PYTHON) -m benchmarks.regularization
+	$(PYTHON) -m benchmarks.train_step
 
 clean:
 	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
