@@ -73,7 +73,7 @@ class SlurmCluster:
         missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
         if missing or os.getuid() != 0:
             raise ClusterError(
-                f"These tests start a Slurm of their own, as root, with the packages slurm-wlm and munge. Missing here: "
+                "These tests start a Slurm of their own, as root, with the packages slurm-wlm and munge. Missing here: "
                 f"{', '.join([*missing, *(['root'] if os.getuid() else [])])}. See CONTRIBUTING.md."
             )
         (self._folder / "state").mkdir(parents=True)
