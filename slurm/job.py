@@ -10,6 +10,7 @@ Signals that reach a task, and what becomes of them:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -115,7 +116,9 @@ class RecipeJob:
         """Have the recipe save its state. On SIGUSR2 submitit calls it in the first task and requeues what it returns."""
         self._request_stop()
         if self._child is not None:
-            self._child.wait()
+            # This is a signal handler that interrupted `wait`, which holds the child's lock.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(replace(self))
 
     def _run_child(self, environment: JobEnvironment) -> int:
@@ -147,7 +150,7 @@ class RecipeJob:
             print(f"{where}: ended with code {status}; restart {num_crashes} of {self.max_restarts}.", flush=True)
             environment._requeue(self.max_restarts - num_crashes)  # submitit's way for each kind of cluster
             _wait_for_the_end(environment)
-        raise JobError(f"{where}: ended with code {status}, and was started again {self.max_restarts} times at most.")
+        raise JobError(f"{where}: ended with code {status}, and restarts are limited to {self.max_restarts}.")
 
     def _count_crash(self, environment: JobEnvironment) -> int | None:
         """Return the number of crashes so far, or None if another task has counted this one."""

@@ -26,7 +26,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 # How long a requeued job waits; 120 s by default.
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -57,7 +57,7 @@ class ClusterError(RuntimeError):
 
 
 class SlurmCluster:
-    """Two nodes of two cores each.
+    """Two nodes of four cores each, whatever this machine has.
 
     Args:
         folder: Where configuration, state and logs of the daemons go.
@@ -154,7 +154,7 @@ class SlurmCluster:
         host = socket.gethostname()
         lines = [_CONFIGURATION.format(host=host, folder=self._folder)]
         lines += [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={17811 + index} CPUs=2 RealMemory=4000\n"
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={17811 + index} CPUs=4 RealMemory=4000\n"
             for index, node in enumerate(NODES)
         ]
         lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n")
