@@ -1,9 +1,11 @@
-"""Atomic writes, as in `spear_plugin.data.files`, which submitting does without."""
+"""Files that are whole or not there, and marks of finished commands. (`spear_plugin.data.files` would import more.)"""
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 
 class LaunchError(RuntimeError):
@@ -19,3 +21,25 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A file that says that a command is finished."""
+
+    path: Path
+
+    command: str
+
+    def write(self, seconds: float) -> None:
+        """Record that the command took so many seconds in its last start."""
+        write_atomically(self.path, f"{self.command}\n{seconds:.1f}")
+
+    def read(self) -> float | None:
+        """Return the seconds that the command took, or None if it, as it is now, has not been finished."""
+        try:
+            command, seconds = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
+            return float(seconds) if command == self.command else None
+        except (OSError, ValueError):
+            return None

@@ -26,7 +26,7 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
-from slurm.files import write_atomically
+from slurm.files import Mark
 
 CONFIG_EXIT_CODE: Final = 2
 """Of a recipe with a wrong configuration or input: starting it again cannot help."""
@@ -41,28 +41,6 @@ _PATIENT_SECONDS: Final = 120.0
 
 class JobError(RuntimeError):
     """A recipe failed; the message says what becomes of the job."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A file that says that a command is finished."""
-
-    path: Path
-
-    command: str
-
-    def write(self, seconds: float) -> None:
-        """Record that the command took so many seconds in its last start."""
-        write_atomically(self.path, f"{self.command}\n{seconds:.1f}")
-
-    def read(self) -> float | None:
-        """Return the seconds that the command took, or None if it, as it is now, has not been finished."""
-        try:
-            command, seconds = self.path.read_text(encoding="utf-8").rsplit("\n", 1)
-            return float(seconds) if command == self.command else None
-        except (OSError, ValueError):
-            return None
 
 
 @final

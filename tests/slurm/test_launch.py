@@ -184,7 +184,7 @@ def test_processes_know_each_other_and_secrets_reach_them_but_no_file(
         for rank in range(4)
     ]
     for rank, environment in enumerate(environments):
-        assert environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"] == ("4", "2")
+        assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
         assert environment["LOCAL_RANK"] == str(rank % 2)
         assert environment["SLURMD_NODENAME"] == NODES[rank // 2]
         assert environment["MASTER_ADDR"] == NODES[0]
