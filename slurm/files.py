@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and marks of finished commands. (`spear_plugin.data.files` would import more.)"""
+"""Files that are whole or not there, and marks of finished commands; `spear_plugin.data.files` would import more."""
 
 from __future__ import annotations
 

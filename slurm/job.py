@@ -91,7 +91,7 @@ class RecipeJob:
             self._handle_failure(environment, status)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Have the recipe save its state. On SIGUSR2 submitit calls it in the first task and requeues what it returns."""
+        """Have the recipe save its state; submitit calls it in the first task on SIGUSR2 and requeues the result."""
         self._request_stop()
         if self._child is not None:
             # This is a signal handler that interrupted `wait`, which holds the child's lock.
