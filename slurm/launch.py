@@ -106,11 +106,17 @@ def _wait(jobs: Sequence[Any]) -> int:
     for job in jobs:
         try:
             job.results()
-        except Exception as ex:  # whatever the job raised; its log has it all
-            last = str(ex).strip().splitlines()[-1]
-            print(f"error: job {job.job_id} failed: {last}\n  log: {job.paths.stdout}", file=sys.stderr)
+        except Exception:  # whatever the job raised; its log has it all
+            log = job.paths.stdout
+            print(f"error: job {job.job_id} failed: {_explain_failure(log)}\n  log: {log}", file=sys.stderr)
             code = 1
     return code
+
+
+def _explain_failure(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    reasons = [line.partition("JobError: ")[2] for line in lines if "JobError: " in line]
+    return reasons[-1] if reasons else "it did not say why."
 
 
 def _resources(options: argparse.Namespace) -> Resources:

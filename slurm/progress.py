@@ -131,9 +131,9 @@ def _last_records(path: Path, count: int) -> list[dict[str, Any]]:
     except OSError:
         return []
     records = []
-    for line in lines[-count:]:
+    for line in lines[-count - 1 :]:
         try:
             records.append(json.loads(line))
-        except ValueError:  # cut off by a kill
+        except ValueError:  # the last one may be cut off by a kill
             continue
-    return records
+    return records[-count:]

@@ -13,6 +13,7 @@ from slurm.files import LaunchError
 
 _INNERMOST: Final = re.compile(r"\$\{([^${}]*)\}")
 _MAX_LABEL: Final = 160
+_MAX_DEPTH: Final = 30
 
 
 @final
@@ -102,11 +103,10 @@ class Substitution:
         Raises:
             LaunchError: A name is unknown, or stands for itself.
         """
-        for _ in range(100):
-            replaced = _INNERMOST.sub(self._look_up, text)
-            if replaced == text:
+        for _ in range(_MAX_DEPTH):
+            if _INNERMOST.search(text) is None:
                 return text
-            text = replaced
+            text = _INNERMOST.sub(self._look_up, text)
         raise LaunchError(f"{self._source}: a value contains itself: {text[:80]}.")
 
     def _look_up(self, match: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ from tests.slurm.cluster import NODES, SlurmCluster
 
 NUM_STEPS = 120
 PATIENCE = 120.0
+SECRET = "a-secret-of-mine"
 
 OPTIONS = [
     SMALL_MODEL,
@@ -154,30 +155,35 @@ def test_a_run_on_two_nodes_survives_everything_with_the_weights_of_an_uninterru
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
 
 
-@pytest.mark.slow
-def test_a_crash_is_answered_by_a_restart_and_a_wrong_configuration_is_not(
-    cluster: SlurmCluster, tmp_path: Path
-) -> None:
-    crashing = launch_program(tmp_path / "crashing", "1", "ok")
-    hopeless = launch_program(tmp_path / "hopeless", "1", options=("--max-restarts", "1"))
-    wrong = launch_program(tmp_path / "wrong", "2", "ok")
-    wait_for_state(cluster, crashing, "COMPLETED")
-    wait_for_state(cluster, wrong, "FAILED")
-    wait_for_state(cluster, hopeless, "FAILED")
-    assert len(list((tmp_path / "crashing").glob("rank-0-start-*"))) == 2
-    assert len(list((tmp_path / "wrong").glob("rank-0-start-*"))) == 1
-    assert len(list((tmp_path / "hopeless").glob("rank-0-start-*"))) == 2
-    assert "wrong configuration" in read_log(tmp_path / "wrong")
+@pytest.fixture(scope="module")
+def small_jobs(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """Submit stand-ins for recipes all at once; return their ids and folders."""
+    folder = tmp_path_factory.mktemp("jobs")
+    settings: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "time limit": (("wait", "ok"), ("--time", "1", "--signal-seconds", "50")),
+        "crashing": (("1", "ok"), ()),
+        "hopeless": (("1",), ("--max-restarts", "1")),
+        "wrong": (("2", "ok"), ()),
+        "secretive": (("ok",), ("--tasks-per-node", "2")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUB_TOKEN", SECRET)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+        return {
+            name: (launch_program(folder / name, *behaviours, options=options), folder / name)
+            for name, (behaviours, options) in settings.items()
+        }
+
+
+def count_starts(out: Path, rank: int = 0) -> int:
+    return len(list(out.glob(f"rank-{rank}-start-*")))
 
 
 @pytest.mark.slow
 def test_processes_know_each_other_and_secrets_reach_them_but_no_file(
-    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
 ) -> None:
-    monkeypatch.setenv("HUB_TOKEN", "a-secret-of-mine")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    out = tmp_path / "out"
-    job = launch_program(out, "ok", options=("--tasks-per-node", "2"))
+    job, out = small_jobs["secretive"]
     wait_for_state(cluster, job, "COMPLETED")
     environments = [
         dict(line.split("=", 1) for line in (out / f"rank-{rank}-start-0").read_text().splitlines() if "=" in line)
@@ -188,30 +194,71 @@ def test_processes_know_each_other_and_secrets_reach_them_but_no_file(
         assert environment["LOCAL_RANK"] == str(rank % 2)
         assert environment["SLURMD_NODENAME"] == NODES[rank // 2]
         assert environment["MASTER_ADDR"] == NODES[0]
-        assert environment["HUB_TOKEN"] == "a-secret-of-mine"
+        assert environment["HUB_TOKEN"] == SECRET
         assert environment["CUDA_VISIBLE_DEVICES"] == "5,7"
     assert len({environment["MASTER_PORT"] for environment in environments}) == 1
-    assert not [p for p in (out / "slurm").rglob("*") if p.is_file() and b"a-secret-of-mine" in p.read_bytes()]
+    assert not [p for p in (out / "slurm").rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
 
 
 @pytest.mark.slow
-def test_a_run_that_reaches_its_time_limit_goes_on_in_another_allocation(cluster: SlurmCluster, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    job = launch_program(out, "wait", "ok", options=("--time", "1", "--signal-seconds", "50"))
+def test_a_crash_is_answered_by_a_restart_and_a_wrong_configuration_is_not(
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
+) -> None:
+    for name, state, num_starts in (("crashing", "COMPLETED", 2), ("wrong", "FAILED", 1), ("hopeless", "FAILED", 2)):
+        job, out = small_jobs[name]
+        wait_for_state(cluster, job, state)
+        assert count_starts(out) == num_starts
+    assert "wrong configuration" in read_log(small_jobs["wrong"][1])
+
+
+@pytest.mark.slow
+def test_a_run_that_reaches_its_time_limit_goes_on_in_another_allocation(
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
+) -> None:
+    job, out = small_jobs["time limit"]
     wait_for_state(cluster, job, "COMPLETED")
-    assert len(list(out.glob("rank-1-start-*"))) == 2
+    assert (count_starts(out, 0), count_starts(out, 1)) == (2, 2)
     assert "timed-out" in read_log(out)
 
 
+PIPELINE = """\
+out: {out}
+resources: {{time: 10}}
+stages:
+  first: {{module: tests.slurm.program, options: [ok], resources: {{nodes: 2}}}}
+  parts:
+    module: tests.slurm.program
+    needs: [first]
+    array: 3
+    arguments: ["${{out}}/${{array_index}}"]
+    options: ["1", ok]
+  last: {{module: tests.slurm.program, needs: [parts], options: [ok, "${{parts}}"]}}
+"""
+
+
 @pytest.mark.slow
-def test_members_of_an_array_run_on_their_own_and_one_that_crashes_starts_again(
-    cluster: SlurmCluster, tmp_path: Path
-) -> None:
-    out = tmp_path / "member-{array_index}-of-{array_size}"
-    job = launch("tests.slurm.program", str(out), "--array", "4", "--", "1", "ok")
-    wait_until(lambda: cluster.run("squeue", "--noheader", f"--job={job}", check=False) == "", f"end of {job}")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("member")) == sorted(
-        ["member-{array_index}-of-{array_size}", *(f"member-{i}-of-4" for i in range(4))]
-    )
-    for member in range(4):
-        assert len(list((tmp_path / f"member-{member}-of-4").glob("rank-0-start-*"))) == 2
+def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster, tmp_path: Path) -> None:
+    file, out = tmp_path / "pipeline.yaml", tmp_path / "out"
+    file.write_text(PIPELINE.format(out=out))
+
+    def pipeline(action: str) -> str:
+        command = [sys.executable, "-m", "slurm.pipeline", action, str(file), "--cluster", "slurm"]
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "200"}
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    submitted = re.findall(r"job (\d+): (\w+)", pipeline("run"))
+    assert [name for _, name in submitted] == ["first", "parts", "last"]
+    assert re.findall(r"job (\d+): (\w+)", pipeline("run")) == submitted  # under way: not submitted again
+
+    wait_until((out / "stages" / "last.done").exists, "end of the pipeline")
+    # An array whose members crash and start again is done when all of them are.
+    started = [(out / folder / "rank-0-start-0").stat().st_mtime for folder in ("first", "parts/2", "last")]
+    assert started == sorted(started)
+    assert all(count_starts(out / "parts" / str(member)) == 2 for member in range(3))
+    assert (out / "stages" / "last.done").stat().st_mtime > (out / "stages" / "parts.2.done").stat().st_mtime
+
+    assert pipeline("run") == ""
+    assert re.findall(r"^(\w+) +done", pipeline("status"), re.MULTILINE) == ["first", "parts", "last"]

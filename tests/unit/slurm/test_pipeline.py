@@ -29,7 +29,7 @@ stages:
   quantizer:
     module: tests.slurm.program
     options: [ok]
-    config: {{n: "${{codebooks}}", nested: {{on: true, off: null}}}}
+    config: {{n: "${{codebooks}}", nested: {{a: true, b: null}}}}
 sweep:
   cells:
     base: {{}}
@@ -80,7 +80,7 @@ def test_commands_have_the_values_and_folders_of_their_combination(plan: Plan) -
             *(f"{quantizer.folder}/q", str(training.folder)),
         ),
     )
-    assert quantizer.commands[0][-3:] == ("--config", "n=1", "nested={on: true, off: null}")
+    assert quantizer.commands[0][-3:] == ("--config", "n=1", "nested={a: true, b: null}")
     assert training.resources.time == "10"
     assert training.resources.num_tasks == 2
 
@@ -165,7 +165,8 @@ def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
         "| two |  |  |",
     ]
     first = (plan.out / "table.tsv").read_text().splitlines()[1].split("\t")
-    assert (first[0], float(first[1]), first[3], first[6]) == ("base", pytest.approx(7 / 3), "3", "0")
+    assert (first[0], first[3], first[6]) == ("base", "3", "0")
+    assert float(first[1]) == pytest.approx(7 / 3)
     assert "2.333 ± 3.8" in capsys.readouterr().out
 
     (probe / "probe.json").write_text("{}")
@@ -194,7 +195,11 @@ def test_a_pipeline_runs_here_and_is_not_run_twice(tmp_path: Path) -> None:
     text = """\
 out: {out}
 stages:
-  parts: {{module: tests.slurm.program, array: 2, arguments: ["${{out}}/${{array_index}}-of-${{array_size}}"], options: [ok]}}
+  parts:
+    module: tests.slurm.program
+    array: 2
+    arguments: ["${{out}}/${{array_index}}-of-${{array_size}}"]
+    options: [ok]
   whole: {{module: tests.slurm.program, needs: [parts], options: [ok]}}
 """
     path = write_pipeline(tmp_path, text)
