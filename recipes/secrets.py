@@ -9,7 +9,7 @@ from typing import Final, final
 
 from typing_extensions import override
 
-_SECRET_NAME: Final = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)KEY|KEY($|_)|PRIVATE", re.IGNORECASE)
+_SECRET_NAME: Final = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|AUTH(?!OR)|(^|_)KEY|KEY($|_)|PRIVATE", re.IGNORECASE)
 
 
 @final

@@ -21,9 +21,9 @@ def filtered(environment: dict[str, str], message: str) -> str:
     "name", ["HF_TOKEN", "WANDB_API_KEY", "db_password", "AWS_SECRET_ACCESS", "PRIVATE_X", "KEY_1"]
 )
 def test_values_of_secrets_are_replaced_wherever_they_stand(name: str) -> None:
-    environment = {name: "hf_abcdef", "HOME": "/home/me", "MONKEY": "banana1"}
-    assert filtered(environment, f"{name}=hf_abcdef, HOME=/home/me, MONKEY=banana1") == (
-        f"{name}=***, HOME=/home/me, MONKEY=banana1"
+    environment = {name: "hf_abcdef", "HOME": "/home/me", "GIT_AUTHOR_NAME": "banana1"}
+    assert filtered(environment, f"{name}=hf_abcdef, HOME=/home/me, GIT_AUTHOR_NAME=banana1") == (
+        f"{name}=***, HOME=/home/me, GIT_AUTHOR_NAME=banana1"
     )
     assert filtered(environment, "Cannot log in with hf_abcdef.") == "Cannot log in with ***."
 

@@ -251,7 +251,8 @@ def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster
 
     submitted = re.findall(r"job (\d+): (\w+)", pipeline("run"))
     assert [name for _, name in submitted] == ["first", "parts", "last"]
-    assert re.findall(r"job (\d+): (\w+)", pipeline("run")) == submitted  # under way: not submitted again
+    # What is under way is not submitted again.
+    assert set(re.findall(r"job (\d+): (\w+)", pipeline("run"))) <= set(submitted)
 
     wait_until((out / "stages" / "last.done").exists, "end of the pipeline")
     # An array whose members crash and start again is done when all of them are.
