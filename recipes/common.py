@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
+from recipes.secrets import HiddenSecrets
+from recipes.stopping import STOPPED_EXIT_CODE, StopWatchingRecipe
 from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import ManifestRow
@@ -38,6 +40,10 @@ def main(recipe: Recipe, description: str | None) -> None:
     Args:
         recipe: The recipe.
         description: The module's documentation, printed above fairseq2's list of options by ``--help``.
+
+    Raises:
+        SystemExit: 1 for a failure, 2 for a wrong configuration or input, 3 for numbers that went astray, and
+            ``STOPPED_EXIT_CODE`` if the recipe was stopped by SIGUSR1.
     """
     # A broken extension must stop the run, not print a warning about names that nobody can find later.
     os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")
@@ -47,7 +53,11 @@ def main(recipe: Recipe, description: str | None) -> None:
     if description and not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         print(description)
     log.logger.addFilter(_OneLineConfigErrors())
-    run_command_line(recipe)
+    log.logger.addFilter(HiddenSecrets(os.environ))
+    watched = StopWatchingRecipe(recipe)
+    run_command_line(watched)
+    if watched.was_stopped:
+        sys.exit(STOPPED_EXIT_CODE)
 
 
 def default_common_section() -> CommonSection:

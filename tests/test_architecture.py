@@ -38,8 +38,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def own_imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yield each imported own module and whether the statement stands inside a function."""
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each imported module and whether the statement stands inside a function."""
     tree = ast.parse(path.read_text())
     nested = {
         node
@@ -56,8 +56,12 @@ def own_imports(path: Path) -> Iterator[tuple[str, bool]]:
         else:
             continue
         for name in names:
-            if name.split(".")[0] in OWN_PACKAGES:
-                yield name, node in nested
+            yield name, node in nested
+
+
+def own_imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield what is imported of our own modules."""
+    yield from ((name, is_nested) for name, is_nested in imports(path) if name.split(".")[0] in OWN_PACKAGES)
 
 
 def room_of(module: str, rooms: set[str]) -> str | None:
@@ -83,12 +87,21 @@ def test_a_recipe_imports_the_plugin_and_shared_files_but_no_sibling(path: Path)
     for name, is_nested in own_imports(path):
         assert not is_nested, f"{module} imports {name} inside a function"
         allowed = {"spear_plugin"} | SHARED | ({leaf} if leaf != "recipes" else set())
+        if leaf == "recipes.demo":  # the demo is a pipeline of commands, run as any other
+            allowed |= {"slurm.stages"}
         assert room_of(name, allowed), f"{module} may not import {name}"
 
 
 @pytest.mark.parametrize("path", [p for f in OWN_PACKAGES[:3] for p in python_files(f)], ids=module_name)
 def test_nothing_imports_the_tests_or_the_benchmarks(path: Path) -> None:
     assert not [name for name, _ in own_imports(path) if name.split(".")[0] in {"tests", "benchmarks"}]
+
+
+@pytest.mark.parametrize("path", python_files("slurm"), ids=module_name)
+def test_the_launcher_imports_only_light_packages(path: Path) -> None:
+    allowed = {*sys.stdlib_module_names, "rich", "slurm", "submitit", "yaml"}
+    for name, _ in imports(path):
+        assert name.split(".")[0] in allowed, f"{module_name(path)} may not import {name}: submitting must stay quick"
 
 
 def test_the_rules_see_the_files_they_are_about() -> None:
@@ -98,5 +111,11 @@ def test_the_rules_see_the_files_they_are_about() -> None:
 
 def test_manifests_and_audio_can_be_used_without_waiting_for_torch() -> None:
     code = "import sys, spear_plugin.data.audio, spear_plugin.data.manifest; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert output.strip() == "False"
+
+
+def test_a_job_can_be_submitted_without_waiting_for_torch() -> None:
+    code = "import sys, slurm.launch, slurm.pipeline; print('torch' in sys.modules or 'fairseq2' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert output.strip() == "False"

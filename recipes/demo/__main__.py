@@ -19,7 +19,7 @@ from rich.console import Console
 from recipes.demo.example import choose_row, draw_example
 from recipes.demo.plan import MODEL_NAME, DemoFolders, plan_demo
 from recipes.demo.report import Claim, describe_corpora, print_probes, read_results, write_report
-from recipes.demo.stages import StageError, StageRunner
+from slurm.stages import StageError, StageRunner
 from spear_plugin.data.codes import CodeStore
 
 CLAIMED_TASKS = ("phones", "events")

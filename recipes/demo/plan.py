@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from recipes.demo.stages import Stage
+from slurm.stages import Stage
 
 SPEECH_TEACHER: Final = ("teacher.name=whisper", "teacher.layer=3")
 AUDIO_TEACHER: Final = ("teacher.name=aisfx",)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
+from recipes.spear.pretrain.stopping import GracefulTraining
 from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit, SpearValidUnit
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity
@@ -49,7 +50,7 @@ class SpearPretrainRecipe(Recipe):
         train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
         trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
         keep_running_average(context, trainer)
-        return trainer
+        return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
 
     def _create_reader(
         self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig

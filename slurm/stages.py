@@ -1,4 +1,4 @@
-"""Runs the demo's commands in order of their needs, two at a time, and remembers which are done."""
+"""Runs commands on this machine in order of their needs, side by side, and remembers which are done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from slurm.files import Mark
 
 
 class StageError(RuntimeError):
@@ -21,7 +24,7 @@ class StageError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One command of the demo."""
+    """One command."""
 
     name: str
     """Short name; also the name of the log file and of the mark that the stage is done."""
@@ -40,6 +43,11 @@ class Stage:
 
     num_processes: int = 1
     """Processes that share the threads."""
+
+
+def stage_mark(folder: Path, name: str, arguments: Sequence[str]) -> Mark:
+    """Return the mark of a stage, ``FOLDER/stages/NAME.done``."""
+    return Mark(path=folder / "stages" / f"{name}.done", command="\n".join(arguments))
 
 
 @dataclass
@@ -90,10 +98,12 @@ class StageRunner:
         return {name: run.seconds for name, run in runs.items()}
 
     def log_path(self, stage: Stage) -> Path:
+        """Return the file of a stage's output."""
         return self._log_folder / f"{stage.name}.log"
 
-    def _mark_path(self, stage: Stage) -> Path:
-        return self._mark_folder / f"{stage.name}.done"
+    def mark(self, stage: Stage) -> Mark:
+        """Return the file that says whether a stage is finished."""
+        return stage_mark(self._mark_folder.parent, stage.name, stage.arguments)
 
     def _start_ready(self, runs: dict[str, _Run]) -> None:
         busy = sum(run.stage.num_threads for run in runs.values() if run.state == "running")
@@ -101,20 +111,13 @@ class StageRunner:
             stage = run.stage
             if run.state != "waiting" or any(runs[name].state != "done" for name in stage.needs):
                 continue
-            if (seconds := self._seconds_of_finished(stage)) is not None and all(
+            if (seconds := self.mark(stage).read()) is not None and all(
                 runs[name].start == 0.0 for name in stage.needs
             ):
                 run.state, run.seconds = "done", seconds
             elif busy == 0 or busy + stage.num_threads <= self._num_cores:
                 busy += stage.num_threads
                 self._start(run)
-
-    def _seconds_of_finished(self, stage: Stage) -> float | None:
-        try:
-            command, seconds = self._mark_path(stage).read_text().rsplit("\n", 1)
-        except (OSError, ValueError):
-            return None
-        return float(seconds) if command == "\n".join(stage.arguments) else None
 
     def _start(self, run: _Run) -> None:
         environment = os.environ | {
@@ -148,10 +151,7 @@ class StageRunner:
                     f"'{run.stage.title}' ended with exit code {status}; its log is {self.log_path(run.stage)}:\n"
                     + _explain_failure(self.log_path(run.stage))
                 )
-            mark = self._mark_path(run.stage)
-            temporary = mark.with_suffix(".tmp")
-            temporary.write_text("\n".join(run.stage.arguments) + f"\n{run.seconds:.1f}")
-            temporary.replace(mark)
+            self.mark(run.stage).write(run.seconds)
             run.state = "done"
 
     def _table(self, runs: dict[str, _Run]) -> Table:
@@ -159,7 +159,7 @@ class StageRunner:
         for heading in ("stage", "state", "time", "last line of its log"):
             table.add_column(heading, overflow="ellipsis", no_wrap=True)
         for run in runs.values():
-            line = _last_lines(self.log_path(run.stage), 1) if run.state == "running" else ""
+            line = last_lines(self.log_path(run.stage), 1) if run.state == "running" else ""
             time_spent = f"{run.seconds:.0f} s" if run.seconds else ""
             table.add_row(run.stage.title, run.state, time_spent, line)
         return table
@@ -181,7 +181,8 @@ def _explain_failure(path: Path) -> str:
     return errors[-1] if errors else "\n".join(lines[-12:])
 
 
-def _last_lines(path: Path, num_lines: int) -> str:
+def last_lines(path: Path, num_lines: int) -> str:
+    """Return the last lines of a log that are not empty."""
     return "\n".join(_read_end(path)[-num_lines:])
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.demo.stages import Stage, StageError, StageRunner
+from slurm.stages import Stage, StageError, StageRunner
 
 
 def append_stage(path: Path, name: str, *needs: str) -> Stage:

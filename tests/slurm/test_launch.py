@@ -1,0 +1,265 @@
+"""Runs on a Slurm of two nodes that are interrupted in every way, and end with the weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.recipes.common import SMALL_MODEL, TINY_DEMO, write_test_codes
+from tests.slurm.cluster import NODES, SlurmCluster
+
+NUM_STEPS = 120
+PATIENCE = 120.0
+SECRET = "a-secret-of-mine"
+
+OPTIONS = [
+    SMALL_MODEL,
+    "dataset.max_batch_seconds=8",
+    f"regime.num_steps={NUM_STEPS}",
+    "regime.checkpoint_every_n_steps=10",
+    "regime.publish_metrics_every_n_steps=10",
+    "dataset.has_validation=false",
+    "common.metric_recorders.tensorboard.enabled=false",
+]
+
+
+def launch(*arguments: str) -> str:
+    """Submit a job and return its id."""
+    process = subprocess.run(
+        [sys.executable, "-m", "slurm.launch", *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 0, process.stderr
+    (job, *_) = re.findall(r"^job (\d+)", process.stdout, re.MULTILINE)
+    return str(job)
+
+
+def launch_training(out: Path, corpora: str) -> str:
+    recipe = [
+        "--no-rich",
+        "--config-file",
+        TINY_DEMO,
+        "--config",
+        f"dataset.config_overrides.train={corpora}",
+        *OPTIONS,
+    ]
+    return launch("recipes.spear.pretrain", str(out), "--nodes", "2", "--time", "30", "--", *recipe)
+
+
+def launch_program(out: Path, *behaviours: str, options: tuple[str, ...] = ()) -> str:
+    return launch("tests.slurm.program", str(out), "--nodes", "2", *options, "--", *behaviours)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s"
+        time.sleep(0.1)
+
+
+def job_state(cluster: SlurmCluster, job: str) -> str:
+    line = cluster.run("scontrol", "show", "job", job, check=False)
+    match = re.search(r"JobState=(\w+)", line)
+    return match[1] if match else "UNKNOWN"
+
+
+def wait_for_state(cluster: SlurmCluster, job: str, state: str) -> None:
+    wait_until(lambda: job_state(cluster, job) == state, f"{state} job {job}")
+
+
+def read_log(out: Path, rank: int = 0) -> str:
+    return "".join(path.read_text() for path in sorted(out.glob(f"slurm/*/*_{rank}_log.out")))
+
+
+def last_step(out: Path) -> int:
+    """Return the last step of a run that has a checkpoint."""
+    names = [path.name.removeprefix("step_") for path in (out / "checkpoints").glob("step_*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def wait_for_next_step(out: Path) -> None:
+    """Wait until a run has gone on and saved another step."""
+    step = last_step(out)
+    wait_until(lambda: last_step(out) > step, f"step after {step} of {out}")
+    assert last_step(out) < NUM_STEPS, "the run was too fast to be interrupted"
+
+
+def recipe_processes(out: Path, rank: int) -> list[int]:
+    """Return the recipe's own process of a rank: the one that has an output folder as argument."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            is_recipe = os.fsencode(out) in (path / "cmdline").read_bytes().split(b"\0")
+            variables = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if is_recipe and f"RANK={rank}".encode() in variables:
+            found.append(int(path.name))
+    return found
+
+
+def load_weights(out: Path) -> dict[str, torch.Tensor]:
+    (path,) = (out / "checkpoints" / f"step_{NUM_STEPS}" / "model").rglob("*.pt")
+    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+    return weights
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_survives_everything_with_the_weights_of_an_uninterrupted_one(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    corpora = write_test_codes(tmp_path / "codes")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    jobs = [launch_training(out, corpora) for out in (run, whole)]
+    job = jobs[0]
+
+    # Preemption, or the time limit: a checkpoint at whatever step it is, then the queue.
+    wait_for_next_step(run)
+    cluster.run("scancel", "--signal=USR2", job)
+    wait_until(lambda: "Requeued job" in read_log(run), "requeue")
+    (step,) = re.findall(r"Stopping training at step (\d+)", read_log(run))
+    assert last_step(run) == int(step)
+    assert "Stopping" not in read_log(run, rank=1)  # the console is the first process's, but both have stopped there
+    assert f"Stopping training at step {step}" in (run / "logs" / "rank_1.log").read_text()
+
+    # The crash of one process.
+    wait_for_next_step(run)
+    for process in recipe_processes(run, rank=1):
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: "restart 1 of 3" in read_log(run) + read_log(run, rank=1), "restart")
+
+    # A node that dies, and comes back.
+    wait_for_next_step(run)
+    cluster.kill_node(NODES[1])
+    wait_until(lambda: job_state(cluster, job) != "RUNNING", "end of a job on a dead node")
+    cluster.start_node(NODES[1])
+
+    # An administrator's requeue.
+    wait_for_next_step(run)
+    cluster.run("scontrol", "requeue", job)
+
+    for job in jobs:
+        wait_for_state(cluster, job, "COMPLETED")
+    starts = re.findall(r"Resuming from step (\d+)", (run / "logs" / "rank_0.log").read_text())
+    assert len(starts) >= 4
+    assert int(step) == int(starts[0])
+    expected, actual = load_weights(whole), load_weights(run)
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
+
+
+@pytest.fixture(scope="module")
+def small_jobs(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Path]]:
+    """Submit stand-ins for recipes all at once; return their ids and folders."""
+    folder = tmp_path_factory.mktemp("jobs")
+    settings: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "time limit": (("wait", "ok"), ("--time", "1", "--signal-seconds", "50")),
+        "crashing": (("1", "ok"), ()),
+        "hopeless": (("1",), ("--max-restarts", "1")),
+        "wrong": (("2", "ok"), ()),
+        "secretive": (("ok",), ("--tasks-per-node", "2")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HUB_TOKEN", SECRET)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+        return {
+            name: (launch_program(folder / name, *behaviours, options=options), folder / name)
+            for name, (behaviours, options) in settings.items()
+        }
+
+
+def count_starts(out: Path, rank: int = 0) -> int:
+    return len(list(out.glob(f"rank-{rank}-start-*")))
+
+
+@pytest.mark.slow
+def test_processes_know_each_other_and_secrets_reach_them_but_no_file(
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
+) -> None:
+    job, out = small_jobs["secretive"]
+    wait_for_state(cluster, job, "COMPLETED")
+    environments = [
+        dict(line.split("=", 1) for line in (out / f"rank-{rank}-start-0").read_text().splitlines() if "=" in line)
+        for rank in range(4)
+    ]
+    for rank, environment in enumerate(environments):
+        assert (environment["WORLD_SIZE"], environment["LOCAL_WORLD_SIZE"]) == ("4", "2")
+        assert environment["LOCAL_RANK"] == str(rank % 2)
+        assert environment["SLURMD_NODENAME"] == NODES[rank // 2]
+        assert environment["MASTER_ADDR"] == NODES[0]
+        assert environment["HUB_TOKEN"] == SECRET
+        assert environment["CUDA_VISIBLE_DEVICES"] == "5,7"
+    assert len({environment["MASTER_PORT"] for environment in environments}) == 1
+    assert not [p for p in (out / "slurm").rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_crash_is_answered_by_a_restart_and_a_wrong_configuration_is_not(
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
+) -> None:
+    for name, state, num_starts in (("crashing", "COMPLETED", 2), ("wrong", "FAILED", 1), ("hopeless", "FAILED", 2)):
+        job, out = small_jobs[name]
+        wait_for_state(cluster, job, state)
+        assert count_starts(out) == num_starts
+    assert "wrong configuration" in read_log(small_jobs["wrong"][1])
+
+
+@pytest.mark.slow
+def test_a_run_that_reaches_its_time_limit_goes_on_in_another_allocation(
+    cluster: SlurmCluster, small_jobs: dict[str, tuple[str, Path]]
+) -> None:
+    job, out = small_jobs["time limit"]
+    wait_for_state(cluster, job, "COMPLETED")
+    assert (count_starts(out, 0), count_starts(out, 1)) == (2, 2)
+    assert "timed-out" in read_log(out)
+
+
+PIPELINE = """\
+out: {out}
+resources: {{time: 10}}
+stages:
+  first: {{module: tests.slurm.program, options: [ok], resources: {{nodes: 2}}}}
+  parts:
+    module: tests.slurm.program
+    needs: [first]
+    array: 3
+    arguments: ["${{out}}/${{array_index}}"]
+    options: ["1", ok]
+  last: {{module: tests.slurm.program, needs: [parts], options: [ok, "${{parts}}"]}}
+"""
+
+
+@pytest.mark.slow
+def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster, tmp_path: Path) -> None:
+    file, out = tmp_path / "pipeline.yaml", tmp_path / "out"
+    file.write_text(PIPELINE.format(out=out))
+
+    def pipeline(action: str) -> str:
+        command = [sys.executable, "-m", "slurm.pipeline", action, str(file), "--cluster", "slurm"]
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "200"}
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout
+
+    submitted = re.findall(r"job (\d+): (\w+)", pipeline("run"))
+    assert [name for _, name in submitted] == ["first", "parts", "last"]
+    # What is under way is not submitted again.
+    assert set(re.findall(r"job (\d+): (\w+)", pipeline("run"))) <= set(submitted)
+
+    wait_until((out / "stages" / "last.done").exists, "end of the pipeline")
+    # An array whose members crash and start again is done when all of them are.
+    started = [(out / folder / "rank-0-start-0").stat().st_mtime for folder in ("first", "parts/2", "last")]
+    assert started == sorted(started)
+    assert all(count_starts(out / "parts" / str(member)) == 2 for member in range(3))
+    assert (out / "stages" / "last.done").stat().st_mtime > (out / "stages" / "parts.2.done").stat().st_mtime
+
+    assert pipeline("run") == ""
+    assert re.findall(r"^(\w+) +done", pipeline("status"), re.MULTILINE) == ["first", "parts", "last"]
