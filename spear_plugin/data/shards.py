@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Final, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ REMAKE: Final = "Delete the file and encode again: the recipe writes only what i
 MAX_CODEBOOK_SIZE: Final = 32_768
 """Batches of codes are int16, since they hold negative padding."""
 
-StoredCodes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+StoredCodes: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """Codes (T, K) as they are stored, see :attr:`CodeStoreIdentity.code_dtype`."""
 
 
@@ -62,7 +62,7 @@ class CodeStoreIdentity:
     """Digest of the encoded manifest."""
 
     @property
-    def code_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+    def code_dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """A byte for each code while that is enough, else two, the lower one first."""
         return np.dtype(np.uint8) if self.codebook_size <= 256 else np.dtype("<u2")
 
