@@ -159,7 +159,9 @@ class DashengTeacher(Teacher):
         if self.norm is not None:
             windows = self.norm(windows)
 
-        return windows.unflatten(0, (-1, num_windows)).flatten(1, 2)[:, :total]
+        frames: Tensor = windows.unflatten(0, (-1, num_windows)).flatten(1, 2)
+
+        return frames[:, :total]
 
 
 @final

@@ -127,7 +127,7 @@ def test_codes_of_a_large_codebook_take_two_bytes_and_are_read_back(manifest: Pa
 
     assert codes.identity.codebook_size == 1000
     assert codes[row.id].dtype == np.dtype("<u2")
-    assert codes[row.id].max() > 255
+    assert np.max(codes[row.id]) > 255
     # Rounding may decide between two directions that are equally near.
     assert (torch.from_numpy(codes[row.id].astype(np.int32)) == expected).float().mean() > 0.95
 

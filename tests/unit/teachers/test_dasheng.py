@@ -63,8 +63,10 @@ def _run_oracle(weights: dict[str, Tensor], waveform: Tensor) -> list[Tensor]:
     """Return the states (T, D) of one utterance (1, S), by the parts of torch and torchaudio."""
     mel = MelSpectrogram(16000, n_fft=512, win_length=512, hop_length=160, f_min=0, f_max=8000, n_mels=MELS)
     x = AmplitudeToDB(top_db=120)(mel(waveform))
-    statistics = (weights[f"init_bn.1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
-    x = torch.nn.functional.batch_norm(x, *statistics)
+    mean, var, scale, bias = (
+        weights[f"init_bn.1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    x = torch.nn.functional.batch_norm(x, mean, var, scale, bias)
     x = torch.nn.functional.conv2d(
         x[None], weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"], (MELS, 4)
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 import torch
@@ -8,25 +9,14 @@ import torch
 from spear_plugin.teachers import TeacherConfig, TeacherError, load_teacher
 from tests.unit.teachers.common import assert_ignores_padding
 
-# The example of docs/data.md.
-MODULE = """
-import torch
-from spear_plugin.teachers import Teacher
+# The example of the documentation is what is tested.
+DATA_DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
+WRONG = "\n\ndef load_wrong(config):\n    return 3\n"
 
-class Energy(Teacher):
-    def __init__(self, config):
-        super().__init__("energy", 0, dim=1, frame_rate_hz=50.0, sample_rate=16000)
 
-    def num_frames(self, num_samples):
-        return num_samples // 320
-
-    def _embed(self, waveforms, lengths):
-        frames = waveforms[:, : waveforms.size(1) // 320 * 320].unflatten(1, (-1, 320))
-        return frames.square().mean(dim=-1, keepdim=True)
-
-def load_wrong(config):
-    return 3
-"""
+def read_example() -> str:
+    text = DATA_DOCUMENT.read_text().partition('"my_teachers:Energy"\n')[2]
+    return dedent(text.partition("\n\n`recipes.mvq.train")[0])
 
 
 def install(folder: Path, package: str, entry_points: str) -> None:
@@ -39,7 +29,7 @@ def install(folder: Path, package: str, entry_points: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "my_teachers.py").write_text(MODULE)
+    (tmp_path / "my_teachers.py").write_text(read_example() + WRONG)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 

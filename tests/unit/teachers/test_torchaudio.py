@@ -71,7 +71,7 @@ def test_layers_are_those_of_the_model(name: str, layer: int, tmp_path: Path) ->
 def test_layer_0_is_the_input_of_the_first_block(tmp_path: Path) -> None:
     model, waveform = _make_model("base"), noise(8000)
     inputs = []
-    model.encoder.transformer.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))  # type: ignore[index, operator, union-attr]
+    model.encoder.transformer.layers[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))  # type: ignore[index, union-attr]
     with torch.no_grad():
         model(waveform)
     assert_close(_load(_save("base", tmp_path), 0)(waveform, torch.tensor([8000])).frames, inputs[0], atol=1e-5)
