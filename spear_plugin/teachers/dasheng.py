@@ -7,7 +7,8 @@ way of batching: it scales the spectra of a batch by their common maximum. Check
 dictionary with ``model`` and ``config``), the exports for transformers (keys below ``encoder.``) or plain state dicts.
 
 * The spectrum of each utterance is computed by itself (mirrored at its ends, at most 120 dB below its own maximum), and
-  attention sees its own frames only. The frames are ``samples // 640``, as SPEAR counts them.
+  attention sees its own frames only. The frames are ``samples // 640``, as SPEAR counts them; one more, which the
+  network alone makes of a rest of 30 ms, is left out.
 * The model knows 252 positions, so a longer utterance is embedded in windows of 10.08 s, as the authors do it.
 
 Layer 0 is the input of the first block, ``n`` the output of the n-th; the last one, SPEAR's choice (40 of 1.2B), is

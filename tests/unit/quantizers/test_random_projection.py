@@ -70,6 +70,8 @@ def test_codes_that_no_frame_has_are_decoded_to_the_mean_of_all() -> None:
     quantizer.fit_centers(frames)
     unused = next(code for code in range(50) if code not in quantizer.encode(frames))
     assert_close(quantizer.decode(torch.tensor([unused])), frames.mean(dim=0))
+    codes = quantizer.encode(frames)
+    assert_close(quantizer.decode(codes[0]), frames[codes[:, 0] == codes[0]].mean(dim=0))
 
 
 def test_it_explains_less_than_kmeans_and_more_than_nothing() -> None:
