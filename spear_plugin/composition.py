@@ -53,12 +53,20 @@ from spear_plugin.optim import (
     create_scaled_adam,
 )
 from spear_plugin.quantizers import (
+    KMEANS_QUANTIZER_FAMILY,
     MVQ_QUANTIZER_FAMILY,
+    RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    KMeansQuantizer,
+    KMeansQuantizerConfig,
     MultiCodebookQuantizer,
     MvqQuantizerConfig,
     QuantizerAssetError,
+    RandomProjectionQuantizer,
+    RandomProjectionQuantizerConfig,
     convert_mvq_quantizer_state_dict,
+    create_kmeans_quantizer,
     create_mvq_quantizer,
+    create_random_projection_quantizer,
     register_mvq_quantizer_configs,
 )
 from spear_plugin.teachers import TeacherError
@@ -72,7 +80,7 @@ def register_spear_plugin(container: DependencyContainer) -> None:
     register_package_assets(container, "spear_plugin.cards")
     _register_spear(container)
     _register_spidr(container)
-    _register_mvq_quantizer(container)
+    _register_quantizers(container)
     _register_spear_dataset(container)
     _register_optim(container)
     _register_metric_names(container)
@@ -109,7 +117,7 @@ def _register_spidr(container: DependencyContainer) -> None:
     register_spidr_configs(container)
 
 
-def _register_mvq_quantizer(container: DependencyContainer) -> None:
+def _register_quantizers(container: DependencyContainer) -> None:
     register_model_family(
         container,
         MVQ_QUANTIZER_FAMILY,
@@ -119,6 +127,20 @@ def _register_mvq_quantizer(container: DependencyContainer) -> None:
         state_dict_converter=convert_mvq_quantizer_state_dict,
     )
     register_mvq_quantizer_configs(container)
+    register_model_family(
+        container,
+        KMEANS_QUANTIZER_FAMILY,
+        kls=KMeansQuantizer,
+        config_kls=KMeansQuantizerConfig,
+        factory=create_kmeans_quantizer,
+    )
+    register_model_family(
+        container,
+        RANDOM_PROJECTION_QUANTIZER_FAMILY,
+        kls=RandomProjectionQuantizer,
+        config_kls=RandomProjectionQuantizerConfig,
+        factory=create_random_projection_quantizer,
+    )
 
 
 def _register_spear_dataset(container: DependencyContainer) -> None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from spear_plugin.data.codes import StoredCodes
 from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
 
 CODE_PADDING: Final = -100
 """Code of frames that have no target, ignored by the loss."""
 
-Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.int16]
+Codes: TypeAlias = StoredCodes | NDArray[np.int16]
 """As stored, or mixed and then with ``CODE_PADDING`` where neither signal has codes."""
 
 

@@ -3,7 +3,7 @@
 A store is a folder::
 
     store.json           identity and number of shards; written first
-    shard-00000.arrow    Arrow IPC file, one record batch with the columns id and codes (T * K bytes, frames first)
+    shard-00000.arrow    Arrow IPC file, one record batch with the columns id and codes (T * K, frames first)
     ...
     complete.json        checksum of every shard; written last, by :meth:`CodeStoreWriter.finish`
 
@@ -23,12 +23,20 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spear_plugin.data.files import atomic_file
-from spear_plugin.data.shards import REMAKE, CodeStoreError, CodeStoreIdentity, IdIndex, Shard, write_shard
+from spear_plugin.data.shards import (
+    MAX_CODEBOOK_SIZE,
+    REMAKE,
+    CodeStoreError,
+    CodeStoreIdentity,
+    IdIndex,
+    Shard,
+    StoredCodes,
+    write_shard,
+)
 
-__all__ = ["CodeStore", "CodeStoreError", "CodeStoreIdentity", "CodeStoreWriter"]
+__all__ = ["CodeStore", "CodeStoreError", "CodeStoreIdentity", "CodeStoreWriter", "StoredCodes"]
 
 STORE_FILE: Final = "store.json"
 COMPLETE_FILE: Final = "complete.json"
@@ -45,7 +53,13 @@ class CodeStoreWriter:
 
         :param rows_per_shard: Recorded, so that a run that cuts the manifest into other blocks cannot go on here.
         :raises CodeStoreError: If the folder holds a store of another identity or with other shards.
+        :raises ValueError: If codes of the identity's codebooks cannot be stored.
         """
+        if identity.codebook_size > MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"`codebook_size` must be at most {MAX_CODEBOOK_SIZE} in a store, but is {identity.codebook_size}."
+            )
+
         self.folder = folder
         self.identity = identity
         self.num_shards = num_shards
@@ -71,10 +85,10 @@ class CodeStoreWriter:
 
         return True
 
-    def write_shard(self, index: int, ids: Sequence[str], codes: Sequence[NDArray[np.uint8]]) -> None:
+    def write_shard(self, index: int, ids: Sequence[str], codes: Sequence[StoredCodes]) -> None:
         """Write one shard atomically.
 
-        :param codes: One array (T, K) of codes below ``codebook_size`` for each id.
+        :param codes: One array (T, K) of codes below ``codebook_size`` for each id, of the identity's ``code_dtype``.
         :raises ValueError: If a shape, type or code does not fit the identity.
         """
         for id_, array in zip(ids, codes, strict=True):
@@ -99,10 +113,12 @@ class CodeStoreWriter:
 
         _write_json(self.folder / COMPLETE_FILE, {"shards": {shard.path.name: shard.checksum for shard in shards}})
 
-    def _check_codes(self, id_: str, codes: NDArray[np.uint8]) -> None:
-        if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != self.identity.num_codebooks:
+    def _check_codes(self, id_: str, codes: StoredCodes) -> None:
+        dtype = self.identity.code_dtype
+
+        if codes.dtype != dtype or codes.ndim != 2 or codes.shape[1] != self.identity.num_codebooks:
             raise ValueError(
-                f"`codes` of '{id_}' must be uint8 of shape (T, {self.identity.num_codebooks}), but is {codes.dtype} "
+                f"`codes` of '{id_}' must be {dtype} of shape (T, {self.identity.num_codebooks}), but is {codes.dtype} "
                 f"of shape {codes.shape}."
             )
 
@@ -127,29 +143,14 @@ class CodeStore:
             identity or not the one the store was finished with.
         """
         self.folder = folder
-        header = _read_json(folder / STORE_FILE, "Make the store with the recipe `recipes.mvq.encode`.")
-        complete = _read_json(
-            folder / COMPLETE_FILE, "The store is unfinished: start the same encode command again, it goes on."
-        )
-
-        try:
-            self.identity = CodeStoreIdentity(**header["identity"])
-            num_shards, checksums = int(header["num_shards"]), dict(complete["shards"])
-        except (KeyError, TypeError, ValueError) as ex:
-            raise CodeStoreError(f"{folder}: its JSON files are damaged ({ex!r}). Delete it and encode again.") from ex
-
-        self._shards = [Shard(_shard_path(folder, index), self.identity) for index in range(num_shards)]
-
-        for shard in self._shards:
-            if shard.checksum != checksums.get(shard.path.name):
-                raise CodeStoreError(f"{shard.path}: is not the shard that the store was finished with. {REMAKE}")
-
+        self.identity, checksums = read_header(folder)
+        self._shards = [open_shard(path, self.identity, checksum) for path, checksum in checksums.items()]
         self._index = IdIndex(folder, self._shards)
 
     def __contains__(self, id_: object) -> bool:
         return isinstance(id_, str) and self._index.find(id_) is not None
 
-    def __getitem__(self, id_: str) -> NDArray[np.uint8]:
+    def __getitem__(self, id_: str) -> StoredCodes:
         """Return the codes (T, K) of an example as a read-only view of the file.
 
         :raises CodeStoreError: If the id is unknown or the shard is damaged.
@@ -157,9 +158,7 @@ class CodeStore:
         if (place := self._index.find(id_)) is None:
             raise CodeStoreError(f"{self.folder}: has no codes for '{id_}'. Encode the manifest that holds this id.")
 
-        shard, row = self._shards[place[0]], place[1]
-
-        return shard.codes(row).reshape(-1, self.identity.num_codebooks)
+        return self._shards[place[0]].codes(place[1])
 
     def __len__(self) -> int:
         return len(self._index)
@@ -178,6 +177,37 @@ class CodeStore:
     def ids(self) -> list[str]:
         """Return the ids in the order of the encoded manifest."""
         return [id_ for shard in self._shards for id_ in shard.ids()]
+
+
+def read_header(folder: Path) -> tuple[CodeStoreIdentity, dict[Path, str]]:
+    """Return the identity of a finished store and the checksums of its shards, in their order.
+
+    :raises CodeStoreError: If there is no store, or it is unfinished.
+    """
+    header = _read_json(folder / STORE_FILE, "Make the store with the recipe `recipes.mvq.encode`.")
+    complete = _read_json(
+        folder / COMPLETE_FILE, "The store is unfinished: start the same encode command again, it goes on."
+    )
+
+    try:
+        paths = [_shard_path(folder, index) for index in range(int(header["num_shards"]))]
+
+        return CodeStoreIdentity(**header["identity"]), {path: str(complete["shards"].get(path.name)) for path in paths}
+    except (AttributeError, KeyError, TypeError, ValueError) as ex:
+        raise CodeStoreError(f"{folder}: its JSON files are damaged ({ex!r}). Delete it and encode again.") from ex
+
+
+def open_shard(path: Path, identity: CodeStoreIdentity, checksum: str) -> Shard:
+    """Open a shard of a finished store.
+
+    :raises CodeStoreError: If it is missing, unreadable, of another identity or not the one of that checksum.
+    """
+    shard = Shard(path, identity)
+
+    if shard.checksum != checksum:
+        raise CodeStoreError(f"{path}: is not the shard that the store was finished with. {REMAKE}")
+
+    return shard
 
 
 def _shard_path(folder: Path, index: int) -> Path:
@@ -213,6 +243,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any]:
     except (OSError, ValueError) as ex:
         raise CodeStoreError(f"{path}: cannot be read ({ex}). {remedy}") from ex
 
-    assert isinstance(value, dict)
+    if not isinstance(value, dict):
+        raise CodeStoreError(f"{path}: must hold a JSON object, but does not. {remedy}")
 
     return value

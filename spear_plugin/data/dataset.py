@@ -229,12 +229,13 @@ def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
             f"corpus' `codes`, or give the stream the weight 0 for this domain."
         )
 
-    identity = store.identity
+    shapes = [(shape.num_codebooks, shape.codebook_size, shape.frame_rate_hz) for shape in (store.identity, stream)]
 
-    if (identity.num_codebooks, identity.frame_rate_hz) != (stream.num_codebooks, stream.frame_rate_hz):
+    if shapes[0] != shapes[1]:
+        has, wanted = (f"{number} codebooks of {size} entries at {rate} Hz" for number, size, rate in shapes)
+
         raise SpearDatasetError(
-            f"{store.folder}: has {identity.num_codebooks} codebooks at {identity.frame_rate_hz} Hz, but stream {name} "
-            f"of the model has {stream.num_codebooks} at {stream.frame_rate_hz} Hz. Change the stream or the store."
+            f"{store.folder}: has {has}, but stream {name} of the model has {wanted}. Change the stream or the store."
         )
 
     return store

@@ -24,6 +24,9 @@ class StreamOptions:
 
     frame_rate_hz: float
 
+    codebook_size: int = 256
+    """Entries of each codebook."""
+
     domains: tuple[Domain, ...] = DOMAINS
     """Domains whose examples must have codes. The others get padding, even where a store has codes for them."""
 

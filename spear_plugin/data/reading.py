@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
-from spear_plugin.data.codes import CodeStore
+from spear_plugin.data.codes import CodeStore, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, Seconds
 from spear_plugin.data.mixing import create_mixer
 from spear_plugin.data.options import ReaderOptions
@@ -125,9 +125,7 @@ class BatchLoader:
 
         return waveform[:length]
 
-    def _read_codes(
-        self, corpus: CorpusView, row: ManifestRow, start: int, length: int
-    ) -> dict[str, NDArray[np.uint8]]:
+    def _read_codes(self, corpus: CorpusView, row: ManifestRow, start: int, length: int) -> dict[str, StoredCodes]:
         row_length = resampled_length(row.num_samples, row.sample_rate, self._options.sample_rate)
         codes = {}
 

@@ -1,7 +1,7 @@
 """The shard files of a code store and the index of their ids.
 
-A shard is an Arrow IPC file of one record batch with the columns id and codes (T * K bytes, frames first). The schema's
-metadata hold the store's identity and the SHA-256 of the columns.
+A shard is an Arrow IPC file of one record batch with the columns id and codes (T * K codes of one or two bytes, frames
+first). The schema's metadata hold the store's identity and the SHA-256 of the columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Final, final
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,13 @@ _SCHEMA: Final = pa.schema(
 )
 
 REMAKE: Final = "Delete the file and encode again: the recipe writes only what is missing."
+
+
+MAX_CODEBOOK_SIZE: Final = 32_768
+"""Batches of codes are int16, since they hold negative padding."""
+
+StoredCodes: TypeAlias = NDArray[np.unsignedinteger[Any]]
+"""Codes (T, K) as they are stored, see :attr:`CodeStoreIdentity.code_dtype`."""
 
 
 class CodeStoreError(ValueError):
@@ -43,16 +50,21 @@ class CodeStoreIdentity:
     """Content hash of the quantizer's weights."""
 
     num_codebooks: int
-    """K, bytes per frame."""
+    """K, codes per frame."""
 
     codebook_size: int
-    """Codes are below it; at most 256."""
+    """Codes are below it; at most 32,768."""
 
     frame_rate_hz: float
     """Frames per second of audio."""
 
     manifest: str
     """Digest of the encoded manifest."""
+
+    @property
+    def code_dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """A byte for each code while that is enough, else two, the lower one first."""
+        return np.dtype(np.uint8) if self.codebook_size <= 256 else np.dtype("<u2")
 
     def difference(self, other: CodeStoreIdentity, *, ignore: Sequence[str] = ()) -> str:
         """Return ``field: mine, not theirs`` for each field that differs, empty if none does."""
@@ -92,6 +104,8 @@ class Shard:
         if found != identity:
             raise CodeStoreError(f"{path}: is of another store ({found.difference(identity)}). {REMAKE}")
 
+        self._code_dtype = identity.code_dtype
+        self._num_codebooks = identity.num_codebooks
         self._verified = False
         self._lock = Lock()
 
@@ -103,10 +117,33 @@ class Shard:
     def id(self, row: int) -> str:
         return str(self._batch.column("id")[row].as_py())
 
-    def codes(self, row: int) -> NDArray[np.uint8]:
+    def codes(self, row: int) -> StoredCodes:
+        """Return the codes (T, K) of a row as a read-only view of the file."""
         self.verify()
 
-        return np.frombuffer(self._batch.column("codes")[row].as_buffer(), dtype=np.uint8)
+        return self._view(self._batch.column("codes")[row].as_buffer())
+
+    def all_codes(self) -> StoredCodes:
+        """Return the codes (T, K) of all rows, one behind the other."""
+        self.verify()
+        _, _, data = self._batch.column("codes").buffers()
+
+        return self._view(b"" if data is None else data[: self._ends()[-1]])
+
+    def num_frames(self) -> NDArray[np.int64]:
+        """Return the number of frames of each row."""
+        self.verify()
+
+        return np.diff(self._ends()) // (self._num_codebooks * self._code_dtype.itemsize)
+
+    def _ends(self) -> NDArray[np.int64]:
+        """Return 0 and where the codes of each row end, in bytes."""
+        _, offsets, _ = self._batch.column("codes").buffers()
+
+        return np.frombuffer(offsets, dtype=np.int64, count=self._batch.num_rows + 1)
+
+    def _view(self, buffer: bytes | pa.Buffer) -> StoredCodes:
+        return np.frombuffer(buffer, dtype=self._code_dtype).reshape(-1, self._num_codebooks)
 
     def verify(self) -> None:
         """Compare the columns with the checksum, once."""
@@ -160,9 +197,7 @@ class IdIndex:
                 raise CodeStoreError(f"{folder}: the id '{ids[0]}' occurs twice. Delete the folder and encode again.")
 
 
-def write_shard(
-    path: Path, identity: CodeStoreIdentity, ids: Sequence[str], codes: Sequence[NDArray[np.uint8]]
-) -> None:
+def write_shard(path: Path, identity: CodeStoreIdentity, ids: Sequence[str], codes: Sequence[StoredCodes]) -> None:
     """Write a shard atomically."""
     columns = [pa.array(ids, _SCHEMA[0].type), pa.array([array.tobytes() for array in codes], _SCHEMA[1].type)]
     batch = pa.record_batch(columns, schema=_SCHEMA)

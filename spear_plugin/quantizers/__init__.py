@@ -5,23 +5,36 @@ from spear_plugin.quantizers.asset import load_quantizer as load_quantizer
 from spear_plugin.quantizers.asset import load_quantizer_config as load_quantizer_config
 from spear_plugin.quantizers.asset import quantizer_identity as quantizer_identity
 from spear_plugin.quantizers.asset import save_quantizer_asset as save_quantizer_asset
+from spear_plugin.quantizers.base import FrameQuantizer as FrameQuantizer
+from spear_plugin.quantizers.config import KMEANS_QUANTIZER_FAMILY as KMEANS_QUANTIZER_FAMILY
 from spear_plugin.quantizers.config import MVQ_QUANTIZER_FAMILY as MVQ_QUANTIZER_FAMILY
+from spear_plugin.quantizers.config import RANDOM_PROJECTION_QUANTIZER_FAMILY as RANDOM_PROJECTION_QUANTIZER_FAMILY
+from spear_plugin.quantizers.config import KMeansQuantizerConfig as KMeansQuantizerConfig
 from spear_plugin.quantizers.config import MvqQuantizerConfig as MvqQuantizerConfig
+from spear_plugin.quantizers.config import QuantizerConfig as QuantizerConfig
+from spear_plugin.quantizers.config import RandomProjectionQuantizerConfig as RandomProjectionQuantizerConfig
 from spear_plugin.quantizers.config import register_mvq_quantizer_configs as register_mvq_quantizer_configs
+from spear_plugin.quantizers.factory import create_kmeans_quantizer as create_kmeans_quantizer
 from spear_plugin.quantizers.factory import create_mvq_quantizer as create_mvq_quantizer
 from spear_plugin.quantizers.factory import create_product_quantizer as create_product_quantizer
+from spear_plugin.quantizers.factory import create_random_projection_quantizer as create_random_projection_quantizer
+from spear_plugin.quantizers.hub import get_kmeans_quantizer_hub as get_kmeans_quantizer_hub
 from spear_plugin.quantizers.hub import get_mvq_quantizer_hub as get_mvq_quantizer_hub
+from spear_plugin.quantizers.hub import get_random_projection_quantizer_hub as get_random_projection_quantizer_hub
 from spear_plugin.quantizers.interop import convert_mvq_quantizer_state_dict as convert_mvq_quantizer_state_dict
 from spear_plugin.quantizers.interop import convert_to_multi_quantization as convert_to_multi_quantization
 from spear_plugin.quantizers.interop import pack_codes as pack_codes
 from spear_plugin.quantizers.interop import unpack_codes as unpack_codes
+from spear_plugin.quantizers.kmeans import KMeansQuantizer as KMeansQuantizer
 from spear_plugin.quantizers.model import MultiCodebookQuantizer as MultiCodebookQuantizer
 from spear_plugin.quantizers.model import QuantizerLosses as QuantizerLosses
+from spear_plugin.quantizers.random_projection import RandomProjectionQuantizer as RandomProjectionQuantizer
 from spear_plugin.quantizers.reconstruction import relative_error as relative_error
 from spear_plugin.quantizers.reconstruction import relative_errors_by_num_codebooks as relative_errors_by_num_codebooks
 from spear_plugin.quantizers.reconstruction import (
     relative_errors_by_num_refinements as relative_errors_by_num_refinements,
 )
+from spear_plugin.quantizers.statistics import compute_statistics as compute_statistics
 from spear_plugin.quantizers.training import QuantizerProgress as QuantizerProgress
 from spear_plugin.quantizers.training import QuantizerTrainer as QuantizerTrainer
 from spear_plugin.quantizers.training import QuantizerTrainingConfig as QuantizerTrainingConfig

@@ -8,23 +8,38 @@ from pathlib import Path
 from typing import Final
 
 import yaml
-from fairseq2.assets import AssetCard
+from fairseq2.assets import AssetCard, get_asset_store
 from fairseq2.device import Device
+from fairseq2.models import ModelHubAccessor
+from fairseq2.models.hub import ModelHub, ModelNotKnownError
 from safetensors.torch import save_file
 
-from spear_plugin.quantizers.config import MVQ_QUANTIZER_FAMILY, MvqQuantizerConfig
-from spear_plugin.quantizers.hub import get_mvq_quantizer_hub
-from spear_plugin.quantizers.model import MultiCodebookQuantizer
+from spear_plugin.quantizers.base import FrameQuantizer
+from spear_plugin.quantizers.config import (
+    KMEANS_QUANTIZER_FAMILY,
+    MVQ_QUANTIZER_FAMILY,
+    RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    KMeansQuantizerConfig,
+    MvqQuantizerConfig,
+    QuantizerConfig,
+    RandomProjectionQuantizerConfig,
+)
 
 _CARD: Final = "quantizer.yaml"
 _CHECKPOINT: Final = "quantizer.safetensors"
 
+_FAMILIES: Final[dict[type[QuantizerConfig], str]] = {
+    MvqQuantizerConfig: MVQ_QUANTIZER_FAMILY,
+    KMeansQuantizerConfig: KMEANS_QUANTIZER_FAMILY,
+    RandomProjectionQuantizerConfig: RANDOM_PROJECTION_QUANTIZER_FAMILY,
+}
+
 
 class QuantizerAssetError(ValueError):
-    """Raised when a folder does not hold a quantizer."""
+    """Raised when a folder or a card does not hold a quantizer."""
 
 
-def quantizer_identity(quantizer: MultiCodebookQuantizer) -> str:
+def quantizer_identity(quantizer: FrameQuantizer) -> str:
     """Return 16 hexadecimal digits of a hash of the weights and statistics, the same in whatever file they lie."""
     digest = hashlib.sha256()
     for key, value in sorted(quantizer.state_dict().items()):
@@ -36,8 +51,8 @@ def quantizer_identity(quantizer: MultiCodebookQuantizer) -> str:
 
 def save_quantizer_asset(
     folder: Path,
-    quantizer: MultiCodebookQuantizer,
-    config: MvqQuantizerConfig,
+    quantizer: FrameQuantizer,
+    config: QuantizerConfig,
     name: str,
     *,
     licence: str | None = None,
@@ -48,7 +63,7 @@ def save_quantizer_asset(
     """
     card: dict[str, object] = {
         "name": name,
-        "model_family": MVQ_QUANTIZER_FAMILY,
+        "model_family": _FAMILIES[type(config)],
         "model_config": asdict(config),
         "checkpoint": _CHECKPOINT,
     }
@@ -62,26 +77,31 @@ def save_quantizer_asset(
     temporary.replace(folder / _CARD)
 
 
-def load_quantizer(name: str | Path, *, device: Device | None = None) -> MultiCodebookQuantizer:
-    """Load a quantizer by its folder or by the name of its card; frozen, in evaluation mode.
+def load_quantizer(name: str | Path, *, device: Device | None = None) -> FrameQuantizer:
+    """Load a quantizer of any family by its folder or by the name of its card; frozen, in evaluation mode.
 
     Raises:
-        QuantizerAssetError: The folder has no card, or one of something else.
+        QuantizerAssetError: The folder has no card, or the card is of something else.
         fairseq2.models.ModelNotKnownError: There is neither a folder nor a card of that name.
     """
-    quantizer = get_mvq_quantizer_hub().load_model(_find_card(name), device=device)
-    return quantizer.eval().requires_grad_(False)
+    card = _find_card(name)
+    return _open_hub(card).load_model(card, device=device).eval().requires_grad_(False)
 
 
-def load_quantizer_config(name: str | Path) -> MvqQuantizerConfig:
+def load_quantizer_config(name: str | Path) -> QuantizerConfig:
     """Return the configuration of a quantizer; see :func:`load_quantizer`."""
-    return get_mvq_quantizer_hub().get_model_config(_find_card(name))
+    card = _find_card(name)
+    return _open_hub(card).get_model_config(card)
 
 
-def _find_card(name: str | Path) -> AssetCard | str:
+def _find_card(name: str | Path) -> AssetCard:
     folder = Path(name)
     if not folder.is_dir():
-        return str(name)
+        card = get_asset_store().maybe_retrieve_card(str(name))
+        if card is None:
+            raise ModelNotKnownError(str(name))
+        _check_family(str(name), card.metadata.get("model_family"))
+        return card
     path = folder / _CARD
     try:
         metadata = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -91,9 +111,16 @@ def _find_card(name: str | Path) -> AssetCard | str:
         ) from None
     except yaml.YAMLError as ex:
         raise QuantizerAssetError(f"{path} must be a YAML file, but is broken; train the quantizer again.") from ex
-    family = metadata.get("model_family") if isinstance(metadata, dict) else None
-    if family != MVQ_QUANTIZER_FAMILY:
-        raise QuantizerAssetError(
-            f"{path} must have the model_family {MVQ_QUANTIZER_FAMILY}, but has {family} instead."
-        )
+    _check_family(str(path), metadata.get("model_family") if isinstance(metadata, dict) else None)
     return AssetCard(str(metadata.get("name", folder.name)), {**metadata, "__base_path__": folder.resolve()})
+
+
+def _check_family(name: str, family: object) -> None:
+    if family not in _FAMILIES.values():
+        families = ", ".join(_FAMILIES.values())
+        raise QuantizerAssetError(f"{name} must have one of the model families {families}, but has {family} instead.")
+
+
+def _open_hub(card: AssetCard) -> ModelHub[FrameQuantizer, QuantizerConfig]:
+    family = card.field("model_family").as_(str)
+    return ModelHubAccessor(family, FrameQuantizer, QuantizerConfig)()  # type: ignore[type-abstract]

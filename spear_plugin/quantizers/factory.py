@@ -4,13 +4,32 @@ import torch
 from fairseq2.device import META_DEVICE
 from torch import Tensor
 
-from spear_plugin.quantizers.config import MvqQuantizerConfig
+from spear_plugin.quantizers.config import KMeansQuantizerConfig, MvqQuantizerConfig, RandomProjectionQuantizerConfig
+from spear_plugin.quantizers.kmeans import KMeansQuantizer
 from spear_plugin.quantizers.model import MultiCodebookQuantizer
+from spear_plugin.quantizers.random_projection import RandomProjectionQuantizer
 
 
 def create_mvq_quantizer(config: MvqQuantizerConfig) -> MultiCodebookQuantizer:
     """Create a quantizer with random weights."""
     return MultiCodebookQuantizer(config.dim, config.codebook_size, config.num_codebooks, normalize=config.normalize)
+
+
+def create_kmeans_quantizer(config: KMeansQuantizerConfig) -> KMeansQuantizer:
+    """Create a quantizer with random centres."""
+    return KMeansQuantizer(config.dim, config.codebook_size, normalize=config.normalize)
+
+
+def create_random_projection_quantizer(config: RandomProjectionQuantizerConfig) -> RandomProjectionQuantizer:
+    """Create the quantizer that the seed of the configuration draws."""
+    return RandomProjectionQuantizer(
+        config.dim,
+        config.codebook_size,
+        config.num_codebooks,
+        projection_dim=config.projection_dim,
+        seed=config.seed,
+        normalize=config.normalize,
+    )
 
 
 @torch.no_grad()

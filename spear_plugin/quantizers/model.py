@@ -9,25 +9,19 @@ Letters: B frames, D width, N codebooks, K entries of a codebook.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module, Parameter
-from torch.nn.functional import embedding_bag, linear
+from torch.nn import Linear, Parameter
+from torch.nn.functional import linear
 from typing_extensions import override
 
+from spear_plugin.quantizers.base import FrameQuantizer, full_precision
 from spear_plugin.quantizers.refinement import EntryProducts, compute_entry_products, refine_codes
 
 _SCALE_SPEED: Final = 10.0  # the logarithms of the two scales are learnt this much faster than the weights
-_STD_FLOOR: Final = 1e-5
-
-# Scores of entries held at once, which bounds the memory: 16 MiB on a CPU, 1 GiB on a GPU.
-_CPU_SCORES: Final = 2**22
-_GPU_SCORES: Final = 2**28
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class QuantizerLosses:
         )
 
 
-class MultiCodebookQuantizer(Module):
+class MultiCodebookQuantizer(FrameQuantizer):
     """Represents a multi-codebook quantizer.
 
     Its state dict has the names and shapes of the package ``multi-quantization``, and ``mean`` and ``std`` besides if
@@ -66,8 +60,6 @@ class MultiCodebookQuantizer(Module):
     """
 
     id_buf: Tensor
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, dim: int, codebook_size: int, num_codebooks: int, *, normalize: bool = False) -> None:
         """Make a quantizer with random weights.
@@ -81,24 +73,17 @@ class MultiCodebookQuantizer(Module):
         Raises:
             ValueError: A number is not a power of two, or the codes do not fit into bytes.
         """
-        super().__init__()
+        super().__init__(dim, codebook_size, num_codebooks, normalize=normalize)
         for name, value in (("codebook_size", codebook_size), ("num_codebooks", num_codebooks)):
             if value < 1 or value & (value - 1):
                 raise ValueError(f"`{name}` must be a power of two, but is {value} instead.")
         if codebook_size > 256:
             raise ValueError(f"`codebook_size` must be at most 256 (a code is a byte), but is {codebook_size} instead.")
-        self.dim = dim
-        self.codebook_size = codebook_size
-        self.num_codebooks = num_codebooks
-        self.normalize = normalize
         self.to_logits = Linear(dim, codebook_size * num_codebooks)
         self.centers = Parameter(torch.empty(num_codebooks, codebook_size, dim))
         self.logits_scale = Parameter(torch.empty(()))
         self.centers_scale = Parameter(torch.empty(()))
         self.register_buffer("id_buf", torch.empty(8, dtype=torch.uint8))
-        if normalize:
-            self.register_buffer("mean", torch.empty(dim))
-            self.register_buffer("std", torch.empty(dim))
         self._entry_products: tuple[object, EntryProducts] | None = None
         self.reset_parameters()
 
@@ -112,16 +97,10 @@ class MultiCodebookQuantizer(Module):
         # Eight hexadecimal digits in ASCII: the label by which the package tells quantizers apart.
         digits = torch.randint(0, 16, (8,), device=self.id_buf.device)
         self.id_buf.copy_(torch.where(digits < 10, digits + ord("0"), digits + (ord("a") - 10)))
-        if self.normalize:
-            self.mean.zero_()
-            self.std.fill_(1.0)
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set the mean and the standard deviation (D) of the frames to be normalized."""
-        self.mean.copy_(mean)
-        self.std.copy_(std)
+        self._reset_statistics()
 
     @torch.no_grad()
+    @override
     def encode(self, x: Tensor, num_refinements: int = 5) -> Tensor:
         """Return the codes of frames.
 
@@ -132,25 +111,13 @@ class MultiCodebookQuantizer(Module):
         Returns:
             Codes (..., N), uint8; the same whatever the batch, the type of autocast and TF32.
         """
-        if x.size(-1) != self.dim:
-            raise ValueError(f"`x` must be (..., {self.dim}), but has shape {tuple(x.shape)} instead.")
-        num_frames = max((_GPU_SCORES if x.is_cuda else _CPU_SCORES) // (self.num_codebooks * self.codebook_size), 1)
-        codes = x.new_empty(x.shape[:-1].numel(), self.num_codebooks, dtype=torch.uint8)
-        with _full_precision(x):
+        with full_precision(x):
             products = self._products(self.entries(), changed=self.training) if num_refinements > 0 else None
-            chunks = torch.split(x.reshape(-1, self.dim), num_frames)
-            for frames, chunk in zip(chunks, torch.split(codes, num_frames), strict=True):
-                standardized = self.standardize(frames)
-                first_choices = self._logits(standardized).argmax(dim=-1)
-                chunk.copy_(self._refine(standardized, first_choices, num_refinements, products))
-        return codes.view(*x.shape[:-1], self.num_codebooks)
 
-    @torch.no_grad()
-    def decode(self, codes: Tensor) -> Tensor:
-        """Return the frames (..., D), float32, in the teacher's scale, of codes (..., N) of an integer type."""
-        with _full_precision(codes):
-            x = self._sum_entries(codes.long(), self.entries())
-            return x * (self.std + _STD_FLOOR) + self.mean if self.normalize else x
+        def choose(frames: Tensor) -> Tensor:
+            return self._refine(frames, self._logits(frames).argmax(dim=-1), num_refinements, products)
+
+        return self._encode_chunks(x, choose)
 
     def compute_loss(self, x: Tensor, *, num_refinements: int = 1, entropy_weight: float = 0.01) -> QuantizerLosses:
         """Return the training losses of frames.
@@ -160,7 +127,7 @@ class MultiCodebookQuantizer(Module):
             num_refinements: Of the codes that the classifiers learn to predict and the codebooks to decode.
             entropy_weight: Of the usage of the codebooks in the total loss.
         """
-        with _full_precision(x):
+        with full_precision(x):
             x = self.standardize(x)
             # (B, D) -> (B, N, K)
             logits = self._logits(x)
@@ -177,13 +144,8 @@ class MultiCodebookQuantizer(Module):
                 entropy_weight,
             )
 
-    def standardize(self, x: Tensor) -> Tensor:
-        """Return frames (..., D) in the scale of the codebooks, float32."""
-        x = x.float()
-        return (x - self.mean) / (self.std + _STD_FLOOR) if self.normalize else x
-
+    @override
     def entries(self) -> Tensor:
-        """Return the entries of the codebooks (N, K, D), float32."""
         return self.centers.float() * (_SCALE_SPEED * self.centers_scale.float()).exp()
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -192,12 +154,6 @@ class MultiCodebookQuantizer(Module):
         scale = (_SCALE_SPEED * self.logits_scale.float()).exp()
         logits = linear(x, self.to_logits.weight.float()) * scale + self.to_logits.bias.float()
         return logits.view(-1, self.num_codebooks, self.codebook_size)
-
-    def _sum_entries(self, codes: Tensor, entries: Tensor) -> Tensor:
-        """Return the standardized frames (..., D) of codes (..., N), int64, and entries (N, K, D)."""
-        rows = codes + torch.arange(self.num_codebooks, device=codes.device) * self.codebook_size
-        x = embedding_bag(rows.view(-1, self.num_codebooks), entries.flatten(0, 1), mode="sum")
-        return x.view(*codes.shape[:-1], self.dim)
 
     @torch.no_grad()
     def _refine(self, x: Tensor, codes: Tensor, num_refinements: int, products: EntryProducts | None) -> Tensor:
@@ -221,30 +177,8 @@ class MultiCodebookQuantizer(Module):
             self._entry_products = key, products
         return products
 
-    @override
-    def extra_repr(self) -> str:
-        return (
-            f"dim={self.dim}, codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}, "
-            f"normalize={self.normalize}"
-        )
-
 
 def _missing_entropy(probs: Tensor) -> Tensor:
     """Return what the mean entropy of distributions (N, K) lacks to the uniform one, relative to it."""
     entropy: Tensor = torch.special.entr(probs).sum(dim=-1).mean()
     return 1.0 - entropy / math.log(probs.size(-1))
-
-
-@contextmanager
-def _full_precision(x: Tensor) -> Iterator[None]:
-    """Compute in float32, also under autocast and where TF32 is allowed: codes must not depend on either."""
-    with torch.autocast(x.device.type, enabled=False):
-        if not x.is_cuda:
-            yield
-            return
-        matmul = torch.backends.cuda.matmul
-        precision, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = precision

@@ -5,46 +5,44 @@ Letters: F frames, B frames of a chunk, D width, N codebooks, K entries of a cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from spear_plugin.quantizers.base import FrameQuantizer
 from spear_plugin.quantizers.model import MultiCodebookQuantizer
 
 _CHUNK_SIZE: Final = 4096
 
 
-@torch.no_grad()
-def relative_error(quantizer: MultiCodebookQuantizer, frames: Tensor, *, num_refinements: int = 5) -> float:
+def relative_error(quantizer: FrameQuantizer, frames: Tensor) -> float:
     """Return the squared error of the decoded frames (F, D) over their squared distance from the mean."""
-    error = 0.0
-    for x in _chunks(quantizer, frames):
-        decoded = quantizer.decode(quantizer.encode(x, num_refinements))
-        error += float((quantizer.standardize(x) - quantizer.standardize(decoded)).square().sum())
-    return error / _variance(quantizer, frames)
+    return _relative_error(quantizer, frames, quantizer.encode)
 
 
 def relative_errors_by_num_refinements(
     quantizer: MultiCodebookQuantizer, frames: Tensor, *, max_num_refinements: int = 5
 ) -> list[float]:
     """Return :func:`relative_error` for 0, 1, ... ``max_num_refinements`` refinements."""
-    return [relative_error(quantizer, frames, num_refinements=n) for n in range(max_num_refinements + 1)]
+    return [
+        _relative_error(quantizer, frames, partial(quantizer.encode, num_refinements=n))
+        for n in range(max_num_refinements + 1)
+    ]
 
 
 @torch.no_grad()
-def relative_errors_by_num_codebooks(
-    quantizer: MultiCodebookQuantizer, frames: Tensor, *, num_refinements: int = 5
-) -> list[float]:
+def relative_errors_by_num_codebooks(quantizer: FrameQuantizer, frames: Tensor) -> list[float]:
     """Return the relative errors if only the first 0, 1, ... N codebooks are decoded.
 
     Those left out contribute their mean over the frames: the first number is near 1, the last is
     :func:`relative_error`.
     """
     entries = quantizer.entries()
-    codes = torch.cat([quantizer.encode(x, num_refinements) for x in _chunks(quantizer, frames)]).long()
+    codes = torch.cat([quantizer.encode(x) for x in _chunks(quantizer, frames)]).long()
     usage = codes.new_zeros(entries.shape[:2]).scatter_add_(1, codes.T, torch.ones_like(codes.T))
     # (N, 1, K), (N, K, D) -> (N, 1, D)
     means = (usage / len(codes))[:, None] @ entries
@@ -60,12 +58,21 @@ def relative_errors_by_num_codebooks(
     return [float(error) / variance for error in errors]
 
 
-def _chunks(quantizer: MultiCodebookQuantizer, frames: Tensor) -> Iterator[Tensor]:
+@torch.no_grad()
+def _relative_error(quantizer: FrameQuantizer, frames: Tensor, encode: Callable[[Tensor], Tensor]) -> float:
+    error = 0.0
+    for x in _chunks(quantizer, frames):
+        decoded = quantizer.decode(encode(x))
+        error += float((quantizer.standardize(x) - quantizer.standardize(decoded)).square().sum())
+    return error / _variance(quantizer, frames)
+
+
+def _chunks(quantizer: FrameQuantizer, frames: Tensor) -> Iterator[Tensor]:
     for chunk in torch.split(frames, _CHUNK_SIZE):
-        yield chunk.to(quantizer.centers.device)
+        yield chunk.to(quantizer.device)
 
 
-def _variance(quantizer: MultiCodebookQuantizer, frames: Tensor) -> float:
+def _variance(quantizer: FrameQuantizer, frames: Tensor) -> float:
     """Return the squared distance of standardized frames (F, D) from their mean, summed over the frames."""
     sums = [quantizer.standardize(x).sum(dim=0, dtype=torch.float64) for x in _chunks(quantizer, frames)]
     mean = torch.stack(sums).sum(dim=0) / len(frames)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from fairseq2.device import CPU, Device
@@ -24,8 +24,7 @@ from typing_extensions import override
 from spear_plugin.quantizers.config import MvqQuantizerConfig
 from spear_plugin.quantizers.factory import create_mvq_quantizer, create_product_quantizer
 from spear_plugin.quantizers.model import MultiCodebookQuantizer, QuantizerLosses
-
-_CHUNK_SIZE: Final = 8192
+from spear_plugin.quantizers.statistics import compute_statistics
 
 
 @dataclass(kw_only=True)
@@ -122,7 +121,7 @@ class QuantizerTrainer:
                 replace(quantizer_config, codebook_size=codebook_size, num_codebooks=num_codebooks)
             )
         if quantizer_config.normalize:
-            quantizer.set_statistics(*_compute_statistics(frames))
+            quantizer.set_statistics(*compute_statistics(frames))
         self._begin_phase(quantizer.to(device))
 
     @property
@@ -213,11 +212,3 @@ class QuantizerTrainer:
             generator = Generator().manual_seed(self._config.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self._frames), generator=generator)
         return self._order
-
-
-def _compute_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the standard deviation (D) of frames (F, D), summed in float64."""
-    chunks = torch.split(frames, _CHUNK_SIZE)
-    mean = torch.stack([c.sum(dim=0, dtype=torch.float64) for c in chunks]).sum(dim=0) / len(frames)
-    variance = torch.stack([(c - mean).square().sum(dim=0) for c in chunks]).sum(dim=0) / len(frames)
-    return mean.float(), variance.sqrt().float()

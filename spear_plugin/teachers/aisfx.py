@@ -24,7 +24,7 @@ from torch.nn.functional import max_pool2d, pad, relu
 from torchaudio.functional import melscale_fbanks
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one
+from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, full_precision
 from spear_plugin.teachers.weights import name_weights
 
 SAMPLE_RATE: Final = 44_100
@@ -101,7 +101,8 @@ class AiSfxTeacher(Teacher):
         num_cells = -(-max(self.num_frames(waveform.size(1)), 1) // NUM_SHIFTS)
 
         # (M, 8 cells + 6) -> (1, 1, 8 cells + 6, M)
-        x = self._extract_spectrogram(waveform.squeeze(0), num_cells).T[None, None]
+        with full_precision(waveform):
+            x = self._extract_spectrogram(waveform.squeeze(0), num_cells).T[None, None]
 
         # -> (1, 64, 4 cells + 3, M / 2) -> (2, 128, 2 cells + 1, M / 4) -> (4, 256, cells, M / 8) -> (4, D, cells)
         x = max_pool2d(self.conv_block1(x), 2)

@@ -40,8 +40,8 @@ class Teacher(Module, ABC):
     would depend on how it was batched. Each adapter states how it achieves that.
     """
 
-    name: Final[str]
-    """Identity, stored with quantizers and codes: weights and layer, for example ``whisper_tiny_en:3``."""
+    weights: Final[str]
+    """Name of the weights."""
 
     layer: Final[int]
     """Which hidden representation; 0 is the input of the first block, ``n`` the output of the n-th."""
@@ -50,13 +50,26 @@ class Teacher(Module, ABC):
     frame_rate_hz: Final[float]
     sample_rate: Final[int]
 
+    dtype: torch.dtype
+    """In which precision the network computes; its weights and its frames are float32."""
+
     def __init__(self, weights: str, layer: int, *, dim: int, frame_rate_hz: float, sample_rate: int) -> None:
         super().__init__()
-        self.name = f"{weights}:{layer}"
+        self.weights = weights
         self.layer = layer
         self.dim = dim
         self.frame_rate_hz = frame_rate_hz
         self.sample_rate = sample_rate
+        self.dtype = torch.float32
+
+    @property
+    def name(self) -> str:
+        """Identity, stored with quantizers and codes: weights, layer and a reduced precision.
+
+        For example ``whisper_tiny_en:3`` or ``whisper_tiny_en:3:bfloat16``.
+        """
+        precision = "" if self.dtype == torch.float32 else f":{str(self.dtype).removeprefix('torch.')}"
+        return f"{self.weights}:{self.layer}{precision}"
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
@@ -86,12 +99,19 @@ class Teacher(Module, ABC):
                 f"{self.sample_rate} Hz are too few. Leave such files out."
             )
 
-        # (N, S) -> (N, T, D)
-        frames = self._embed(waveforms.masked_fill(~_valid_mask(num_samples, waveforms), 0.0), num_samples)
+        waveforms = waveforms.masked_fill(~_valid_mask(num_samples, waveforms), 0.0)
+        with torch.autocast(waveforms.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            # (N, S) -> (N, T, D)
+            frames = self._embed(waveforms, num_samples)
         frames = frames[:, :max_frames].float()
         frames = frames.masked_fill(~_valid_mask(num_frames, frames).unsqueeze(-1), 0.0)
 
         return TeacherOutput(frames, torch.tensor(num_frames, device=frames.device))
+
+
+def full_precision(waveforms: Tensor) -> torch.autocast:
+    """Return a context for front ends, whose spectra do not fit into a reduced precision."""
+    return torch.autocast(waveforms.device.type, enabled=False)
 
 
 def embed_one_by_one(embed: Callable[[Tensor], Tensor], waveforms: Tensor, num_samples: list[int], dim: int) -> Tensor:

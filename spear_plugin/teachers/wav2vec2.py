@@ -17,18 +17,14 @@ import math
 from pathlib import Path
 from typing import Final, final
 
-import torch
-from fairseq2.assets import AssetCard, AssetCardError, AssetMetadataError, FileAssetMetadataLoader
-from fairseq2.model_checkpoint import CorruptModelCheckpointError
-from fairseq2.models.hub import ModelNotKnownError, load_model
 from fairseq2.models.wav2vec2 import Wav2Vec2FeatureExtractor, Wav2Vec2Model, Wav2Vec2PositionEncoder
 from fairseq2.models.wav2vec2.asr import Wav2Vec2AsrModel
 from fairseq2.nn import BatchLayout
-from fairseq2.runtime.dependency import get_dependency_resolver
 from torch import Tensor
 from typing_extensions import override
 
 from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, standardize
+from spear_plugin.teachers.cards import load_asset
 
 SAMPLE_RATE: Final = 16_000
 
@@ -36,17 +32,12 @@ SAMPLE_RATE: Final = 16_000
 def load_wav2vec2_teacher(card: str, layer: int | None = None) -> Wav2Vec2Teacher:
     """Build the teacher from an asset; ``init_fairseq2()`` (or a recipe) must have run before.
 
-    :param card: Name of an asset card, or a YAML file with one card (whose ``checkpoint`` may be relative to it).
+    :param card: Name of an asset card, YAML file with one, or output folder of a run.
     :param layer: Which hidden representation; the last one by default.
 
     :raises TeacherError: If there is no such card, it is of another family, reads fbanks or has no such layer.
     """
-    try:
-        asset = _read_card(Path(card)) if Path(card).suffix in (".yaml", ".yml") else card
-        model = load_model(asset, device=torch.device("cpu"), dtype=torch.float32)
-    except (ModelNotKnownError, AssetCardError, AssetMetadataError, CorruptModelCheckpointError, OSError) as ex:
-        raise TeacherError(f"{card}: the fairseq2 asset cannot be loaded: {ex} Check `teacher.path`.") from ex
-
+    model = load_asset(card)
     if not isinstance(model, Wav2Vec2Model | Wav2Vec2AsrModel):
         raise TeacherError(f"{card}: must be a wav2vec 2.0 model, but is of type {type(model).__name__}.")
 
@@ -107,14 +98,3 @@ class Wav2Vec2Teacher(Teacher):
         seqs, layout = self.frontend(waveforms, BatchLayout.of(waveforms, lengths))
 
         return self.encoder(seqs, layout)
-
-
-def _read_card(file: Path) -> AssetCard:
-    loader = get_dependency_resolver().resolve(FileAssetMetadataLoader)  # type: ignore[type-abstract]
-    provider = loader.load(file)
-    if len(provider.asset_names) != 1:
-        raise TeacherError(f"{file}: must hold one asset card, but holds {len(provider.asset_names)}.")
-
-    (name,) = provider.asset_names
-
-    return AssetCard(name, provider.maybe_get_metadata(name) or {})

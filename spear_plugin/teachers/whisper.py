@@ -25,7 +25,7 @@ from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 from torchaudio.functional import melscale_fbanks
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError
+from spear_plugin.teachers.base import Teacher, TeacherError, full_precision
 from spear_plugin.teachers.ctranslate2 import read_ctranslate2
 from spear_plugin.teachers.weights import name_weights
 
@@ -126,7 +126,8 @@ class WhisperTeacher(Teacher):
 
     def _embed_window(self, waveforms: Tensor, num_frames: Tensor) -> Tensor:
         # (N, S) -> (N, M, F); never more frames than of 30 s, behind which the convolutions pad with zeros
-        mels = _extract_log_mel(waveforms, self.mel_filters)[..., : self.window // HOP]
+        with full_precision(waveforms):
+            mels = _extract_log_mel(waveforms, self.mel_filters)[..., : self.window // HOP]
 
         # (N, M, F) -> (N, D, F / 2) -> (N, T, D)
         x = gelu(self.conv2(gelu(self.conv1(mels)))).transpose(1, 2)

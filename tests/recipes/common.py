@@ -17,7 +17,7 @@ from fairseq2.runtime.dependency import get_dependency_resolver
 
 from recipes.common import main
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
-from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig, get_spear_model_hub
 from tests.common import DATA_FOLDER
@@ -61,6 +61,7 @@ def write_random_codes(
     *,
     frame_rate_hz: float,
     num_codebooks: int = 2,
+    codebook_size: int = 256,
     quantizer: str = "0123456789abcdef",
     seed: int = 0,
 ) -> Path:
@@ -70,14 +71,15 @@ def write_random_codes(
         teacher=f"test:{frame_rate_hz:g}",
         quantizer=quantizer,
         num_codebooks=num_codebooks,
-        codebook_size=256,
+        codebook_size=codebook_size,
         frame_rate_hz=frame_rate_hz,
         manifest=manifest_digest(manifest),
     )
     generator = np.random.default_rng(seed)
 
-    def draw(row: ManifestRow) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        return generator.integers(0, 256, (int(row.duration * frame_rate_hz), num_codebooks), dtype=np.uint8)
+    def draw(row: ManifestRow) -> StoredCodes:
+        shape = int(row.duration * frame_rate_hz), num_codebooks
+        return generator.integers(0, codebook_size, shape, dtype=np.uint8 if codebook_size <= 256 else np.uint16)
 
     writer = CodeStoreWriter(folder, identity, num_shards=1)
     writer.write_shard(0, [row.id for row in rows], [draw(row) for row in rows])

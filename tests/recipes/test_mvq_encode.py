@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fairseq2.recipe.run import run
@@ -17,7 +18,9 @@ from spear_plugin.data.codes import CodeStore, CodeStoreWriter
 from spear_plugin.data.manifest import manifest_digest, read_manifest
 from spear_plugin.quantizers import (
     MvqQuantizerConfig,
+    RandomProjectionQuantizerConfig,
     create_mvq_quantizer,
+    create_random_projection_quantizer,
     load_quantizer,
     quantizer_identity,
     save_quantizer_asset,
@@ -107,6 +110,26 @@ def test_codes_are_those_of_each_file_alone(manifest: Path, quantizer: Path, sto
         assert codes[row.id].shape == (int(row.duration * 50), 2)
         # Rounding may decide between two codes that are equally good.
         assert agreement.float().mean() > 0.99
+
+
+def test_codes_of_a_large_codebook_take_two_bytes_and_are_read_back(manifest: Path, tmp_path: Path) -> None:
+    config = RandomProjectionQuantizerConfig(
+        dim=384, codebook_size=1000, normalize=False, teacher="whisper_tiny_en:1", frame_rate_hz=50.0
+    )
+    model = create_random_projection_quantizer(config)
+    save_quantizer_asset(tmp_path / "quantizer", model, config, "test_random_projection")
+    _encode(manifest, tmp_path / "quantizer", tmp_path / "store")
+    codes = CodeStore(tmp_path / "store")
+    teacher = load_teacher(TeacherConfig(layer=1), device=torch.device("cpu"))
+    row = read_manifest(manifest)[0]
+    waveform = torch.from_numpy(read_audio(row.path))
+    expected = model.encode(teacher(waveform.unsqueeze(0), torch.tensor([len(waveform)])).frames[0])
+
+    assert codes.identity.codebook_size == 1000
+    assert codes[row.id].dtype == np.dtype("<u2")
+    assert np.max(codes[row.id]) > 255
+    # Rounding may decide between two directions that are equally near.
+    assert (torch.from_numpy(codes[row.id].astype(np.int32)) == expected).float().mean() > 0.95
 
 
 def test_interrupted_run_goes_on_and_gives_the_same_bytes(

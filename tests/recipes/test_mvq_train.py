@@ -23,6 +23,7 @@ from spear_plugin.quantizers import (
     quantizer_identity,
     relative_error,
 )
+from spear_plugin.quantizers.kmeans_training import KMeansTrainingConfig
 from spear_plugin.teachers import Teacher, TeacherConfig, load_teacher
 from tests.common import DATA_FOLDER, assert_close, assert_equal
 from tests.recipes.common import call_recipe
@@ -184,6 +185,10 @@ def test_run_ends_with_one_line_when_settings_changed(
         ("teacher.layer=9", "`layer` must be from 0 to 4, but is 9"),
         ("quantizer.num_codebooks=3", "must be a power of two up to 128, but is 3"),
         ("quantizer.codebooks=3", "codebooks"),
+        ("quantizer.kind=vq", "`kind` must be one of mvq, kmeans, random_projection, but is 'vq'"),
+        ("quantizer.codebook_size=100", "must be 4, 16, 64 or 256 when `kind` is mvq, but is 100"),
+        ("quantizer.projection_dim=8", "`projection_dim` must not be set when `kind` is mvq"),
+        ("quantizer.compare_num_codebooks=[3]", "must be a power of two up to 128, but is 3"),
     ],
 )
 def test_run_ends_with_one_line_when_configured_wrongly(
@@ -199,6 +204,60 @@ def test_run_ends_with_one_line_when_configured_wrongly(
     assert code == 2
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("kmeans", "num_codebooks=2"), "`num_codebooks` must be 1 when `kind` is kmeans, but is 2"),
+        (("kmeans", "codebook_size=40000"), "`codebook_size` must be from 2 to 32768, but is 40000"),
+        (("kmeans", "codebook_size=4000"), "gives 95 frames to train on, fewer than the 4000 clusters"),
+        (("kmeans", "compare_num_codebooks=[2]"), "`compare_num_codebooks` must be empty when `kind` is kmeans"),
+        (("random_projection", "projection_dim=0"), "`projection_dim` must be at least 1, but is 0"),
+    ],
+)
+def test_run_ends_with_one_line_when_the_kind_does_not_go_with_its_sizes(
+    corpus: Path,
+    tmp_path: Path,
+    changes: tuple[str, str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = [f"quantizer.kind={changes[0]}", "quantizer.num_codebooks=null", f"quantizer.{changes[1]}"]
+    code, lines = call_recipe(MvqTrainRecipe(), _arguments(corpus, tmp_path, *settings), monkeypatch, capsys)
+
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("section", "family"),
+    [
+        (QuantizerSection(kind="kmeans", codebook_size=30), "kmeans_quantizer"),
+        (QuantizerSection(kind="random_projection", codebook_size=8, num_codebooks=2), "random_projection_quantizer"),
+    ],
+)
+def test_other_kinds_are_trained_and_reported_alike(
+    corpus: Path, tmp_path: Path, section: QuantizerSection, family: str
+) -> None:
+    config = _config(corpus)
+    config.quantizer, config.kmeans = section, KMeansTrainingConfig(num_steps=5, batch_frames=100)
+    run(MvqTrainRecipe(), config, tmp_path, no_rich=True)
+
+    quantizer, asset = load_quantizer(tmp_path / "quantizer"), load_quantizer_config(tmp_path / "quantizer")
+    report = json.loads((tmp_path / "report.json").read_text())
+    frames = load_file(tmp_path / "frames.safetensors")["frames"]
+
+    assert f"model_family: {family}" in (tmp_path / "quantizer" / "quantizer.yaml").read_text()
+    assert (asset.teacher, asset.dim, quantizer.codebook_size) == ("whisper_tiny_en:1", 384, section.codebook_size)
+    assert report["quantizer"] == quantizer_identity(quantizer)
+    assert report["relative_error"] == pytest.approx(relative_error(quantizer, frames[-15:]), rel=1e-5)
+    assert 0.1 < report["relative_error"] < 1.5
+    assert "error_by_num_refinements" not in report
+    assert len(report["num_used_entries"]) == quantizer.num_codebooks
+    assert_close(quantizer.mean, frames[:-15].float().mean(dim=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "mvq").rglob("*.yaml")), ids=lambda path: path.stem)

@@ -162,6 +162,23 @@ def test_a_store_that_does_not_fit_the_models_streams_is_refused_in_one_line(run
     assert "16" in lines[0]
 
 
+def test_a_stream_may_have_a_large_codebook_if_the_store_has_the_same(runner: PretrainRunner, tmp_path: Path) -> None:
+    manifest = DATA_FOLDER / "speech.tsv"
+    codes = write_random_codes(tmp_path / "large", manifest, frame_rate_hz=50.0, num_codebooks=1, codebook_size=1000)
+    corpora = f"[{{name: speech, manifest: {manifest}, codes: {{speech: {codes}}}}}]"
+
+    def train(codebook_size: int) -> tuple[int, list[str]]:
+        stream = f"{{name: speech, num_codebooks: 1, codebook_size: {codebook_size}, weights: {{speech: 1.0}}}}"
+        streams = f"model.config_overrides.target_streams=[{stream}]"
+        return runner(streams, corpora=corpora, run=f"run_{codebook_size}")
+
+    assert train(1000) == (0, [])
+    assert runner.load_weights(4, run="run_1000")["heads.speech.weight"].shape == (1, 1000, 16)
+    code, (line,) = train(256)
+    assert code == 2
+    assert "has 1 codebooks of 1000 entries at 50.0 Hz, but stream speech of the model has 1 codebooks of 256" in line
+
+
 def test_a_flipped_byte_in_a_code_store_is_named_in_one_line(runner: PretrainRunner) -> None:
     shard = next((runner.folder / "codes" / "speech_speech").glob("shard-*"))
     content = bytearray(shard.read_bytes())

@@ -9,21 +9,15 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
 from recipes.failures import FailureLists, shard_name
 from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
 from recipes.tasks import StoppableTask, WorkClock
-from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
-from spear_plugin.quantizers import (
-    MultiCodebookQuantizer,
-    load_quantizer,
-    load_quantizer_config,
-    quantizer_identity,
-)
+from spear_plugin.quantizers import FrameQuantizer, load_quantizer, load_quantizer_config, quantizer_identity
 from spear_plugin.teachers import Teacher, load_teacher
 
 
@@ -55,7 +49,7 @@ class MvqEncodeRecipe(Recipe):
         return MvqEncodeConfig
 
 
-def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> MultiCodebookQuantizer:
+def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> FrameQuantizer:
     """Load the quantizer of a section.
 
     :raises RecipeError: If it was trained on frames of another teacher, layer or width.
@@ -81,7 +75,7 @@ class MvqEncodeTask(StoppableTask):
         context: RecipeContext,
         rows: list[ManifestRow],
         teacher: Teacher,
-        quantizer: MultiCodebookQuantizer,
+        quantizer: FrameQuantizer,
         identity: CodeStoreIdentity,
     ) -> None:
         super().__init__()
@@ -142,7 +136,7 @@ class MvqEncodeTask(StoppableTask):
 
     def _encode_shard(self, writer: CodeStoreWriter, index: int, advance: Callable[[int], None]) -> None:
         rows = self._shards[index]
-        codes: dict[str, NDArray[np.uint8]] = {}
+        codes: dict[str, StoredCodes] = {}
         failures: dict[str, str] = {}
         self._failures.write(shard_name(index), [])
         num_failures = self._failures.count()
@@ -158,16 +152,16 @@ class MvqEncodeTask(StoppableTask):
         ids = [row.id for row in rows if row.id in codes]
         writer.write_shard(index, ids, [codes[id_] for id_ in ids])
 
-    def _encode_batch(self, batch: list[EmbeddedUtterance]) -> dict[str, NDArray[np.uint8]]:
+    def _encode_batch(self, batch: list[EmbeddedUtterance]) -> dict[str, StoredCodes]:
         frames = {utterance.row.id: utterance.frames for utterance in batch if utterance.frames is not None}
         if not frames:
             return {}
 
         # N x (T, D) -> (sum of T, D) -> (sum of T, K)
-        codes = self._quantizer.encode(torch.cat(list(frames.values()))).cpu()
-        split = torch.split(codes, [len(x) for x in frames.values()])
+        codes = self._quantizer.encode(torch.cat(list(frames.values()))).cpu().numpy()
+        split = np.split(codes.astype(self._identity.code_dtype), np.cumsum([len(x) for x in frames.values()])[:-1])
 
-        return {id_: x.numpy() for id_, x in zip(frames, split, strict=True)}
+        return dict(zip(frames, split, strict=True))
 
     def _summarize(self) -> None:
         num_failures = self._failures.merge()

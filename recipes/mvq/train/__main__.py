@@ -1,14 +1,16 @@
-"""Train a multi-codebook quantizer (MVQ) on the frames of a teacher.
+"""Train a quantizer on the frames of a teacher: multi-codebook (MVQ, the default), k-means or random projection.
 
     python -m recipes.mvq.train OUT --config-file recipes/mvq/train/configs/speech.yaml \
         --config teacher.path=microsoft/wavlm-large corpus.manifest=sample.tsv
     python -m recipes.mvq.train OUT --config-file recipes/mvq/train/configs/demo_speech.yaml \
         --config corpus.manifest=train.tsv quantizer.num_codebooks=4
+    python -m recipes.mvq.train OUT --config corpus.manifest=sample.tsv \
+        quantizer.kind=kmeans quantizer.codebook_size=500
 
 OUT gets frames.safetensors (the sampled frames, collected once), checkpoints/, metrics/, tb/, quantizer/ (weights and
 card, for `recipes.mvq.encode` or by name) and report.json (errors on held-out frames). The same command started again
-goes on from the last checkpoint, bit for bit. OUT must stand before --config, which takes all values that follow it.
-Everything that can be set: --dump-config.
+goes on from the last checkpoint, bit for bit; k-means, which takes minutes, starts anew. OUT must stand before
+--config, which takes all values that follow it. Everything that can be set: --dump-config.
 """
 
 from __future__ import annotations

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.common import CorpusSection, default_common_section
-from spear_plugin.quantizers import QuantizerTrainingConfig
+from spear_plugin.quantizers import (
+    KMeansQuantizerConfig,
+    MvqQuantizerConfig,
+    QuantizerConfig,
+    QuantizerTrainingConfig,
+    RandomProjectionQuantizerConfig,
+)
+from spear_plugin.quantizers.kmeans_training import KMeansTrainingConfig
 from spear_plugin.teachers import TeacherConfig
 
 
@@ -32,19 +40,86 @@ class FrameCorpusSection(CorpusSection):
         return result
 
 
+KINDS: Final = ("mvq", "kmeans", "random_projection")
+
+
 @dataclass(kw_only=True)
-class QuantizerSection:
-    num_codebooks: int = 16
-    """Codebooks, a power of two; bytes of a frame's codes."""
+class QuantizerSection(Validatable):
+    kind: str = "mvq"
+    """``mvq``: multi-codebook quantizer (SPEAR). ``kmeans``: one codebook of cluster centres (HuBERT).
+    ``random_projection``: fixed random directions, not trained (BEST-RQ)."""
+
+    num_codebooks: int | None = None
+    """Codebooks, codes of a frame; of mvq a power of two. By default 16 of mvq, 1 of the others; kmeans has only 1."""
+
+    codebook_size: int | None = None
+    """Entries of a codebook. By default 256 of mvq (4, 16 and 64 are possible), 500 of kmeans, 8192 of
+    random_projection; above 256 a code takes two bytes."""
+
+    projection_dim: int | None = None
+    """Of random_projection: width of the space in which frames and codebooks are compared; 16 by default."""
 
     normalize: bool = True
     """Whether frames are standardised per channel (SPEAR: for its speech teacher, not for its audio teacher)."""
 
     name: str | None = None
-    """Name of the quantizer's card; made from the teacher's name by default."""
+    """Name of the quantizer's card; made from the kind's and the teacher's names by default."""
 
     compare_num_codebooks: list[int] = field(default_factory=list)
-    """Further quantizers to train in the same way, for the report's error by number of codebooks only."""
+    """Of mvq: further quantizers to train in the same way, for the report's error by number of codebooks only."""
+
+    def create_config(
+        self, *, dim: int, teacher: str, frame_rate_hz: float, seed: int, num_codebooks: int | None = None
+    ) -> QuantizerConfig:
+        """Return the configuration of the quantizer, with ``num_codebooks`` in place of the section's if given.
+
+        :param seed: Of a random projection.
+        """
+        common = {"dim": dim, "normalize": self.normalize, "teacher": teacher, "frame_rate_hz": frame_rate_hz}
+        sizes = {
+            "codebook_size": self.codebook_size,
+            "num_codebooks": num_codebooks or self.num_codebooks,
+            "projection_dim": self.projection_dim,
+        }
+        given: dict[str, Any] = {**common, **{name: size for name, size in sizes.items() if size is not None}}
+        match self.kind:
+            case "mvq":
+                return MvqQuantizerConfig(**given)
+            case "kmeans":
+                given.pop("num_codebooks", None)
+                return KMeansQuantizerConfig(**given)
+            case _:
+                return RandomProjectionQuantizerConfig(seed=seed, **given)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+
+        if self.kind not in KINDS:
+            result.add_error(f"`kind` must be one of {', '.join(KINDS)}, but is '{self.kind}'.")
+            return result
+
+        if self.kind == "kmeans" and self.num_codebooks not in (None, 1):
+            result.add_error(f"`num_codebooks` must be 1 when `kind` is kmeans, but is {self.num_codebooks}.")
+
+        if self.kind != "random_projection" and self.projection_dim is not None:
+            result.add_error(f"`projection_dim` must not be set when `kind` is {self.kind}.")
+
+        if self.kind != "mvq" and self.compare_num_codebooks:
+            result.add_error(f"`compare_num_codebooks` must be empty when `kind` is {self.kind}: it has no use there.")
+
+        if self.kind == "mvq" and self.codebook_size not in (None, 4, 16, 64, 256):
+            result.add_error(
+                f"`codebook_size` must be 4, 16, 64 or 256 when `kind` is mvq, but is {self.codebook_size}."
+            )
+
+        if not result.has_error():
+            for count in (None, *self.compare_num_codebooks):
+                config = self.create_config(dim=1, teacher="", frame_rate_hz=0.0, seed=0, num_codebooks=count)
+                for error in config.validate().errors:
+                    result.add_error(error)
+
+        return result
 
 
 @dataclass(kw_only=True)
@@ -58,6 +133,10 @@ class MvqTrainConfig(Validatable):
     quantizer: QuantizerSection = field(default_factory=QuantizerSection)
 
     training: QuantizerTrainingConfig = field(default_factory=QuantizerTrainingConfig)
+    """Of ``mvq``; its seed is also that of a random projection."""
+
+    kmeans: KMeansTrainingConfig = field(default_factory=KMeansTrainingConfig)
+    """Of ``kmeans``."""
 
     publish_metrics_every_n_steps: int = 100
 
@@ -75,9 +154,5 @@ class MvqTrainConfig(Validatable):
         for name in ("publish_metrics_every_n_steps", "checkpoint_every_n_steps"):
             if (value := getattr(self, name)) < 1:
                 result.add_error(f"`{name}` must be at least 1, but is {value}.")
-
-        for count in (self.quantizer.num_codebooks, *self.quantizer.compare_num_codebooks):
-            if not 1 <= count <= 128 or count & (count - 1):
-                result.add_error(f"`quantizer.num_codebooks` must be a power of two up to 128, but is {count}.")
 
         return result

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from torch import Tensor
 from typing_extensions import override
@@ -19,12 +20,21 @@ from recipes.mvq.train.report import write_report
 from recipes.tasks import StoppableTask, refuse_several_processes
 from spear_plugin.data.manifest import manifest_digest, read_manifest
 from spear_plugin.quantizers import (
+    FrameQuantizer,
+    KMeansQuantizer,
+    KMeansQuantizerConfig,
     MultiCodebookQuantizer,
     MvqQuantizerConfig,
+    QuantizerConfig,
     QuantizerProgress,
     QuantizerTrainer,
+    RandomProjectionQuantizer,
+    RandomProjectionQuantizerConfig,
+    compute_statistics,
+    create_random_projection_quantizer,
     save_quantizer_asset,
 )
+from spear_plugin.quantizers.kmeans_training import train_kmeans_quantizer
 from spear_plugin.teachers import Teacher, load_teacher
 
 # Held out for the report: this part, but no more than so many frames (SPEAR).
@@ -75,11 +85,14 @@ class MvqTrainTask(StoppableTask):
             train, valid = frames[:-num_valid], frames[-num_valid:]
 
             section = self._config.quantizer
-            others = {n: self._train(teacher, n, train, provenance) for n in section.compare_num_codebooks}
-            quantizer = self._train(teacher, section.num_codebooks, train, provenance)
+            config = self._create_quantizer_config(teacher)
+            others = {
+                n: self._train(self._create_quantizer_config(teacher, n), train, provenance)
+                for n in section.compare_num_codebooks
+            }
+            quantizer = self._train(config, train, provenance)
 
-            name = section.name or re.sub(r"\W+", "_", f"mvq_{teacher.name}")
-            config = self._model_config(teacher, section.num_codebooks)
+            name = section.name or re.sub(r"\W+", "_", f"{section.kind}_{teacher.name}")
             save_quantizer_asset(self._folder / "quantizer", quantizer, config, name)
             report = write_report(self._folder / "report.json", quantizer, valid, others, provenance=provenance)
             log.info(
@@ -130,10 +143,23 @@ class MvqTrainTask(StoppableTask):
 
         return frames
 
-    def _train(
-        self, teacher: Teacher, num_codebooks: int, frames: Tensor, provenance: dict[str, object]
+    def _train(self, config: QuantizerConfig, frames: Tensor, provenance: dict[str, object]) -> FrameQuantizer:
+        match config:
+            case MvqQuantizerConfig():
+                quantizer: FrameQuantizer = self._train_mvq(config, frames, provenance)
+            case KMeansQuantizerConfig():
+                quantizer = self._train_kmeans(config, frames)
+            case RandomProjectionQuantizerConfig():
+                quantizer = self._fit_random_projection(config, frames)
+            case _:
+                raise AssertionError(f"unknown kind of quantizer: {config}")
+
+        return quantizer.eval().requires_grad_(False)
+
+    def _train_mvq(
+        self, config: MvqQuantizerConfig, frames: Tensor, provenance: dict[str, object]
     ) -> MultiCodebookQuantizer:
-        config = self._model_config(teacher, num_codebooks)
+        num_codebooks = config.num_codebooks
         trainer = QuantizerTrainer(frames, config, self._config.training, device=self._device)
         checkpoint = QuantizerCheckpoint(
             self._folder / "checkpoints" / f"codebooks_{num_codebooks}.pt",
@@ -161,15 +187,43 @@ class MvqTrainTask(StoppableTask):
 
             trainer.run(after_step)
 
-        return trainer.quantizer.eval().requires_grad_(False)
+        return trainer.quantizer
 
-    def _model_config(self, teacher: Teacher, num_codebooks: int) -> MvqQuantizerConfig:
-        return MvqQuantizerConfig(
+    def _train_kmeans(self, config: KMeansQuantizerConfig, frames: Tensor) -> KMeansQuantizer:
+        """An interrupted training starts anew: it takes minutes."""
+        section = self._config.kmeans
+        if len(frames) < config.codebook_size:
+            raise RecipeError(
+                f"{self._config.corpus.manifest}: gives {len(frames)} frames to train on, fewer than the "
+                f"{config.codebook_size} clusters. Raise `corpus.max_frames`, or lower `quantizer.codebook_size`."
+            )
+
+        with self._progress_reporter.create_task("train k-means (steps)", total=section.num_steps) as progress:
+
+            def after_step(step: int) -> None:
+                progress.step()
+                self.count_step()
+                self.check_stop()
+
+            return train_kmeans_quantizer(frames, config, section, callback=after_step).to(self._device)
+
+    def _fit_random_projection(
+        self, config: RandomProjectionQuantizerConfig, frames: Tensor
+    ) -> RandomProjectionQuantizer:
+        quantizer = create_random_projection_quantizer(config).to(self._device)
+        if config.normalize:
+            quantizer.set_statistics(*compute_statistics(frames))
+        quantizer.fit_centers(frames)
+
+        return quantizer
+
+    def _create_quantizer_config(self, teacher: Teacher, num_codebooks: int | None = None) -> QuantizerConfig:
+        return self._config.quantizer.create_config(
             dim=teacher.dim,
-            num_codebooks=num_codebooks,
-            normalize=self._config.quantizer.normalize,
             teacher=teacher.name,
             frame_rate_hz=teacher.frame_rate_hz,
+            seed=self._config.training.seed,
+            num_codebooks=num_codebooks,
         )
 
     @override

@@ -90,6 +90,7 @@ def _required_streams(config: SpearConfig) -> dict[str, StreamOptions]:
     return {
         stream.name: StreamOptions(
             num_codebooks=stream.num_codebooks,
+            codebook_size=stream.codebook_size,
             frame_rate_hz=stream.frame_rate_hz,
             domains=tuple(domain for domain in DOMAINS if stream.weights.get(domain, 0.0) > 0.0),
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pickle
 import re
@@ -19,6 +20,9 @@ IDENTITY = CodeStoreIdentity(
 )
 
 CODES = {f"id{index}": np.random.default_rng(index).integers(0, 200, (index, 4), dtype=np.uint8) for index in range(7)}
+
+# Of the two JSON files of `make_store`, by the code that knew bytes only.
+DIGEST_OF_BYTE_STORE = "338739dbeb11d6d84eaf9c94d868e4bdf58aa559cfd001d8d7f5fc907def2bc8"
 
 SHARDS = [["id0", "id1", "id2"], ["id3", "id4", "id5"], ["id6"]]
 
@@ -133,6 +137,35 @@ def test_codes_that_do_not_fit_the_identity_are_not_written(
     assert not writer.has_shard(0)
 
 
+def test_codes_above_255_take_two_bytes(tmp_path: Path) -> None:
+    identity = dataclasses.replace(IDENTITY, codebook_size=4096, num_codebooks=2)
+    codes = [np.arange(6, dtype=np.uint16).reshape(3, 2) * 700, np.full((1, 2), 4095, dtype=np.uint16)]
+    writer = CodeStoreWriter(tmp_path, identity, 1)
+    writer.write_shard(0, ["x", "y"], codes)
+    writer.finish()
+    store = CodeStore(tmp_path)
+
+    assert identity.code_dtype == np.dtype("<u2")
+    for id_, expected in zip(["x", "y"], codes, strict=True):
+        np.testing.assert_array_equal(store[id_], expected)
+    # The low byte first, on any machine.
+    assert codes[0].astype("<u2").tobytes() in (tmp_path / "shard-00000.arrow").read_bytes()
+    with pytest.raises(ValueError, match=r"must be uint16 of shape .* but is uint8"):
+        writer.write_shard(0, ["x"], [np.zeros((3, 2), dtype=np.uint8)])
+
+
+def test_codes_up_to_255_are_bytes_and_take_the_place_they_always_took(tmp_path: Path) -> None:
+    content = read_bytes(make_store(tmp_path))
+
+    # The checksums of the shards are in complete.json.
+    assert hashlib.sha256(content["complete.json"] + content["store.json"]).hexdigest() == DIGEST_OF_BYTE_STORE
+
+
+def test_codebooks_too_large_for_batches_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`codebook_size` must be at most 32768 in a store, but is 32769"):
+        CodeStoreWriter(tmp_path, dataclasses.replace(IDENTITY, codebook_size=32769), 1)
+
+
 def test_a_shard_may_be_empty(tmp_path: Path) -> None:
     writer = CodeStoreWriter(tmp_path, IDENTITY, 1)
     writer.write_shard(0, [], [])
@@ -236,6 +269,11 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
     header.write_text(json.dumps({"num_shards": 3}))
 
     with pytest.raises(CodeStoreError, match="JSON files are damaged"):
+        CodeStore(tmp_path)
+
+    header.write_text("[]")
+
+    with pytest.raises(CodeStoreError, match=r"store.json: must hold a JSON object"):
         CodeStore(tmp_path)
 
     header.write_text("{")

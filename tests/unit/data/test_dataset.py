@@ -318,7 +318,7 @@ def test_stores_of_different_quantizers_never_meet_in_a_stream(speech: CorpusCon
         ({"streams": {"hubert": STREAMS["speech"]}}, r"Corpus speech: has no code store for stream hubert"),
         (
             {"streams": {"speech": StreamOptions(num_codebooks=8, frame_rate_hz=50.0)}},
-            r"has 4 codebooks at 50.0 Hz, but stream speech of the model has 8 at 50.0 Hz",
+            r"has 4 codebooks of 256 entries at 50.0 Hz, but stream speech of the model has 8 codebooks of 256 entries",
         ),
         ({"min_seconds": 9.0}, r"Corpus speech \(train\): none of its 30 rows is long enough"),
         (

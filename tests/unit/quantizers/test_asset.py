@@ -9,9 +9,15 @@ from fairseq2.models import ModelNotKnownError
 from fairseq2.nn.utils.module import reset_parameters
 
 from spear_plugin.quantizers import (
+    FrameQuantizer,
+    KMeansQuantizer,
+    KMeansQuantizerConfig,
     MultiCodebookQuantizer,
     MvqQuantizerConfig,
     QuantizerAssetError,
+    QuantizerConfig,
+    RandomProjectionQuantizer,
+    RandomProjectionQuantizerConfig,
     create_mvq_quantizer,
     get_mvq_quantizer_hub,
     load_quantizer,
@@ -30,7 +36,7 @@ def _make() -> MultiCodebookQuantizer:
     return quantizer
 
 
-def _assert_equal_weights(a: MultiCodebookQuantizer, b: MultiCodebookQuantizer) -> None:
+def _assert_equal_weights(a: FrameQuantizer, b: FrameQuantizer) -> None:
     assert a.state_dict().keys() == b.state_dict().keys()
     for name, value in a.state_dict().items():
         assert_equal(b.state_dict()[name], value)
@@ -45,6 +51,27 @@ def test_a_saved_quantizer_loads_by_folder(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert load_quantizer_config(tmp_path / "q") == _CONFIG
     assert sorted(path.name for path in (tmp_path / "q").iterdir()) == ["quantizer.safetensors", "quantizer.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "config"),
+    [
+        (KMeansQuantizer(8, 300), KMeansQuantizerConfig(dim=8, codebook_size=300, normalize=False)),
+        (
+            RandomProjectionQuantizer(8, 20, 2, projection_dim=4, seed=9, normalize=True),
+            RandomProjectionQuantizerConfig(dim=8, codebook_size=20, num_codebooks=2, projection_dim=4, seed=9),
+        ),
+    ],
+)
+def test_quantizers_of_other_kinds_load_by_folder(
+    tmp_path: Path, quantizer: FrameQuantizer, config: QuantizerConfig
+) -> None:
+    save_quantizer_asset(tmp_path, quantizer, config, "spear_test_quantizer")
+    loaded, x = load_quantizer(tmp_path), torch.randn(30, 8)
+    assert type(loaded) is type(quantizer)
+    assert load_quantizer_config(tmp_path) == config
+    assert quantizer_identity(loaded) == quantizer_identity(quantizer)
+    assert_equal(loaded.encode(x), quantizer.encode(x))
 
 
 def test_saving_again_replaces_the_quantizer(tmp_path: Path) -> None:
@@ -110,7 +137,9 @@ def test_a_folder_without_a_card_raises_error(tmp_path: Path) -> None:
 
 def test_a_card_of_something_else_raises_error(tmp_path: Path) -> None:
     (tmp_path / "quantizer.yaml").write_text("name: x\nmodel_family: spear\n")
-    with pytest.raises(QuantizerAssetError, match=r"must have the model_family mvq_quantizer, but has spear instead"):
+    with pytest.raises(
+        QuantizerAssetError, match=r"must have one of the model families mvq_quantizer, .*, but has spear instead"
+    ):
         load_quantizer(tmp_path)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spear_plugin.quantizers import MultiCodebookQuantizer, create_product_quantizer, model
+from spear_plugin.quantizers import MultiCodebookQuantizer, base, create_product_quantizer
 from tests.common import assert_close, assert_equal
 
 
@@ -43,7 +43,7 @@ def test_encode_takes_no_frames() -> None:
 def test_encode_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     quantizer, x = _make(), torch.randn(20, 12)
     codes = quantizer.encode(x)
-    monkeypatch.setattr(model, "_CPU_SCORES", 3 * 64)
+    monkeypatch.setattr(base, "_CPU_SCORES", 3 * 64)
     assert_equal(quantizer.encode(x), codes)
 
 

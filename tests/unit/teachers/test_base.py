@@ -12,6 +12,7 @@ from spear_plugin.teachers import Teacher, TeacherConfig, TeacherError, load_tea
 from spear_plugin.teachers.base import standardize
 from spear_plugin.teachers.weights import PackagedWeights, find_weights, name_weights
 from tests.common import assert_close
+from tests.unit.teachers.common import noise
 
 
 class SamplesTeacher(Teacher):
@@ -99,3 +100,22 @@ def test_name_weights_depends_on_the_content_alone(tmp_path: Path) -> None:
     assert names[0] == names[1] == "cnn_9a129038"
     assert names[2] != names[0]
     assert name_weights(tmp_path / "a", {names[0]: "x"}, default="cnn") == names[0]
+
+
+@pytest.mark.parametrize("name", ["whisper", "aisfx"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_and_is_part_of_the_identity(name: str, dtype: str) -> None:
+    whole = load_teacher(TeacherConfig(name=name), device=torch.device("cpu"))
+    half = load_teacher(TeacherConfig(name=name, dtype=dtype), device=torch.device("cpu"))
+    waveform, lengths = noise(2 * whole.sample_rate // 5), torch.tensor([2 * whole.sample_rate // 5])
+    expected, frames = whole(waveform, lengths).frames, half(waveform, lengths).frames
+    error = (frames - expected).norm() / expected.norm()
+
+    assert half.name == f"{whole.name}:{dtype}"
+    assert frames.dtype == torch.float32
+    assert 0.0 < error < (0.05 if dtype == "bfloat16" else 0.01)
+
+
+def test_load_teacher_raises_error_when_the_precision_is_unknown() -> None:
+    with pytest.raises(TeacherError, match=r"`teacher.dtype` must be one of float32, bfloat16, float16, but is 'int8'"):
+        load_teacher(TeacherConfig(dtype="int8"), device=torch.device("cpu"))
