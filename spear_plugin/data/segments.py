@@ -86,6 +86,22 @@ def cut_segments(lengths: NDArray[np.int64], *, min_length: int, max_length: int
     )
 
 
+def clip_rows(lengths: NDArray[np.int64], *, min_length: int, max_length: int) -> SegmentTable:
+    """Make each row one segment of at most ``max_length`` samples, whose place in the row is left open.
+
+    :param lengths: Length of each row in samples.
+    """
+    (rows,) = np.nonzero(lengths >= min_length)
+
+    return SegmentTable(
+        rows=rows,
+        starts=np.zeros_like(rows),
+        lengths=np.minimum(lengths[rows], max_length),
+        num_short_rows=lengths.size - rows.size,
+        num_short_tails=0,
+    )
+
+
 def common_grid(clocks: Iterable[FrameClock]) -> int:
     """Return the smallest number of samples that is a whole number of frames of every stream."""
     return math.lcm(*(clock.grid for clock in clocks))
