@@ -20,7 +20,7 @@ from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
 from spear_plugin.data.pipeline import create_pipeline_reader
 from spear_plugin.data.reading import CorpusView
-from spear_plugin.data.segments import SegmentTable, clip_rows, cut_segments
+from spear_plugin.data.segments import SegmentTable, cut_segments
 
 SPEAR_DATASET: Final = "spear"
 
@@ -156,13 +156,12 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
         dtype=np.int64,
     )
 
-    min_length = max(options.to_samples(options.min_seconds), 1)
-    max_length, grid = options.to_samples(options.max_seconds), options.segment_grid()
-
-    if options.crop:
-        segments = clip_rows(lengths, min_length=min_length, max_length=max_length)
-    else:
-        segments = cut_segments(lengths, min_length=min_length, max_length=max_length, grid=grid)
+    segments = cut_segments(
+        lengths,
+        min_length=max(options.to_samples(options.min_seconds), 1),
+        max_length=options.to_samples(options.max_seconds),
+        grid=None if options.crop else options.segment_grid(),
+    )
 
     if len(segments) == 0:
         raise SpearDatasetError(

@@ -18,16 +18,16 @@ SPIDR_DEMO = "recipes/spidr/pretrain/configs/tiny_demo.yaml"
 SPIDR_CORPORA = f"[{{name: speech, manifest: {DATA_FOLDER / 'speech.tsv'}}}]"
 
 # A model small enough that a step costs next to nothing.
+_ENCODER = "{dim: 16, num_layers: 3, num_heads: 2, feedforward_dim: 32, pos_conv_kernel: 15, pos_conv_groups: 4}"
 SMALL_SPIDR = [
     "model.config_overrides.feature_extractor={channels: [8, 8, 8, 8, 8, 8, 8]}",
-    "model.config_overrides.encoder={dim: 16, num_layers: 3, num_heads: 2, feedforward_dim: 32, pos_conv_kernel: 15, "
-    "pos_conv_groups: 4}",
+    f"model.config_overrides.encoder={_ENCODER}",
     "model.config_overrides.codebook={num_codebooks: 2, codebook_size: 16}",
 ]
 SHORT_RUN = [
     *SMALL_SPIDR,
-    "dataset.max_batch_seconds=12",
-    "dataset.max_seconds=3",
+    "dataset.max_batch_seconds=8",
+    "dataset.max_seconds=2",
     "regime.num_steps=4",
     "regime.validate_every_n_steps=2",
     "regime.checkpoint_every_n_steps=2",

@@ -66,6 +66,6 @@ def _check_min_seconds(min_seconds: float, config: SpidrConfig) -> None:
     """Raise :class:`RecipeError` if a recording could be too short for a frame."""
     if round(min_seconds * SAMPLE_RATE) < (minimum := create_frame_geometry(config).receptive_field):
         raise RecipeError(
-            f"`dataset.min_seconds` must be at least {minimum / SAMPLE_RATE:g}, which the model needs for one frame, but "
-            f"is {min_seconds:g}."
+            f"`dataset.min_seconds` must be at least {minimum / SAMPLE_RATE:g}, the length of a frame, but is "
+            f"{min_seconds:g}."
         )
