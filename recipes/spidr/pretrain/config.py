@@ -53,7 +53,7 @@ class SpidrMetricsSection:
 
 @dataclass(kw_only=True)
 class SpidrPretrainConfig:
-    """The defaults are those of SpidR base (arXiv 2512.20308, appendix A)."""
+    """The defaults are those of SpidR base (arXiv 2512.20308)."""
 
     model: ModelSection = field(default_factory=lambda: ModelSection(family=SPIDR_FAMILY, arch="base"))
 
@@ -84,9 +84,9 @@ class SpidrPretrainConfig:
     regime: RegimeSection = field(
         default_factory=lambda: RegimeSection(
             num_steps=400_000,
-            validate_every_n_steps=2_600,
-            checkpoint_every_n_steps=2_600,
-            publish_metrics_every_n_steps=200,
+            validate_every_n_steps=2_500,
+            checkpoint_every_n_steps=2_500,
+            publish_metrics_every_n_steps=250,
             keep_last_n_checkpoints=5,
         )
     )
