@@ -56,7 +56,7 @@ def fit_clusters(
     frames = torch.cat(features)
     if frames.size(0) < section.num_clusters:
         raise RecipeError(
-            f"`kmeans.num_clusters` must be at most the {frames.size(0)} frames that they are fitted to, but "
+            f"`kmeans.num_clusters` must be at most the {frames.size(0)} frames they are fitted to, but "
             f"is {section.num_clusters}. Raise `kmeans.fit_seconds`, or take a larger corpus."
         )
     kmeans = MiniBatchKMeans(section.num_clusters, batch_size=_BATCH_SIZE, n_init=3, random_state=seed)
