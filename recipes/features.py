@@ -5,7 +5,6 @@ Letters: L layers, N batch, S samples, T frames, D width.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +13,9 @@ from typing import ClassVar, Final, final
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
-from torch.nn import Module
 from typing_extensions import override
 
-from recipes.models import find_spear_card, load_spear_config, load_spear_model
+from recipes.models import find_spear_card, load_spear_config, load_spear_model, weights_digest
 from spear_plugin.data.manifest import Seconds
 from spear_plugin.models.spear import SpearModel, get_spear_model_hub, num_output_frames
 from spear_plugin.models.spear.fbank import NUM_MEL_BINS, SAMPLE_RATE, compute_fbank, num_fbank_frames
@@ -168,7 +166,7 @@ class SpearSource(FeatureSource):
 
         self._counted = replace(model.config, zipformer=replace(sizes, output_downsampling_factor=factor))
 
-        self.identity = f"spear:{_weights_digest(model)}"
+        self.identity = f"spear:{weights_digest(model)}"
 
         self.sample_rate = SAMPLE_RATE
 
@@ -203,7 +201,7 @@ class TeacherSource(FeatureSource):
 
         self.name = teacher.name
 
-        self.identity = f"teacher:{teacher.name}:{_weights_digest(teacher)}"
+        self.identity = f"teacher:{teacher.name}:{weights_digest(teacher)}"
 
         self.sample_rate = teacher.sample_rate
 
@@ -247,14 +245,3 @@ class LogMelSource(FeatureSource):
 
         # (N, F, M) -> (N, F/2, 2M)
         return [fbank[:, : 2 * num_pairs].reshape(fbank.size(0), num_pairs, -1)], lengths // 2
-
-
-def _weights_digest(module: Module) -> str:
-    digest = hashlib.sha256()
-
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-    return digest.hexdigest()[:16]

@@ -1,7 +1,8 @@
-"""SPEAR models by what a user calls them: a card's name, a run's folder, or a folder of the released layout."""
+"""Models by what a user calls them: a card's name, a run's folder, or a folder of SPEAR's released layout."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import ValueConverter
 from fairseq2.utils.yaml import YamlDumper
+from torch.nn import Module
 
 from spear_plugin.data.files import atomic_file
 from spear_plugin.models.spear import (
@@ -35,6 +37,7 @@ from spear_plugin.models.spear import (
     get_spear_model_hub,
     released_card,
 )
+from spear_plugin.models.spidr import SpidrModel, get_spidr_model_hub
 
 _LOAD_ERRORS: Final = (
     AssetCardError,
@@ -62,6 +65,21 @@ def find_spear_card(reference: str, where: str) -> AssetCard:
     folder = Path(reference)
     if (folder / RELEASED_CONFIG_FILE).is_file():
         return released_card(folder)
+    return find_card(reference, where, SPEAR_FAMILY)
+
+
+def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
+    """Return the card of a model of a family.
+
+    Args:
+        reference: Name of a card, or folder of a run, whose last checkpoint is meant.
+        where: The configuration's key, which messages begin with.
+        wanted_family: The family.
+
+    Raises:
+        RecipeError: If there is no such model, or it is of another family.
+    """
+    folder = Path(reference)
     if folder.is_dir():
         if (card := _last_checkpoint_card(folder)) is None:
             raise RecipeError(
@@ -71,9 +89,9 @@ def find_spear_card(reference: str, where: str) -> AssetCard:
         card = _named_card(reference, where)
 
     family = card.maybe_get_field("model_family")
-    if family is None or family.value != SPEAR_FAMILY:
+    if family is None or family.value != wanted_family:
         raise RecipeError(
-            f"{where}: must be a model of the family {SPEAR_FAMILY}, but '{reference}' is of "
+            f"{where}: must be a model of the family {wanted_family}, but '{reference}' is of "
             f"'{family.value if family is not None else 'no family'}'."
         )
     return card
@@ -129,6 +147,27 @@ def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> Spe
         return get_spear_model_hub().load_model(card, device=device)
     except _LOAD_ERRORS as ex:
         raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
+
+
+def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> SpidrModel:
+    """Load a SpidR or DinoSR model that messages call ``name``.
+
+    Raises:
+        RecipeError: If its weights are damaged, missing, or do not fit its card.
+    """
+    try:
+        return get_spidr_model_hub().load_model(card, device=device)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
+
+
+def weights_digest(module: Module) -> str:
+    """Return 16 digits that tell the weights of a model from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str, extra: Mapping[str, object]) -> None:

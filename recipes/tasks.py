@@ -59,6 +59,11 @@ class WorkClock:
         rate = self._done / (time.perf_counter() - self._start)
         return f"{rate:.1f} times real time, {(self._total - self._done) / rate:.0f} s to go"
 
+    def summary(self) -> str:
+        """Return what this process has done so far, and how fast."""
+        elapsed = time.perf_counter() - self._start
+        return f"Worked off {self._done:.1f} s of audio in {elapsed:.1f} s: {self._done / elapsed:.1f} times real time."
+
 
 def refuse_several_processes(context: RecipeContext, module: str) -> None:
     """Raise :class:`RecipeError` if the recipe of a module was started by more than one process."""

@@ -178,6 +178,9 @@ def _register_metric_names(container: DependencyContainer) -> None:
             MetricDescriptor(f"{stream}_target_perplexity", f"{name} Target Perplexity", 205, format_as_float),
         ]
     descriptors += [
+        MetricDescriptor("target_perplexity", "Target Perplexity", 206, format_as_float),
+        MetricDescriptor("predicted_perplexity", "Predicted Perplexity", 207, format_as_float),
+        MetricDescriptor("codebook_usage", "Codebook Usage", 208, format_as_float),
         MetricDescriptor("total_audio_seconds", "Total Audio Seconds", 830, format_as_float),
         MetricDescriptor("total_num_skipped", "Total Number of Skipped Recordings", 840, format_as_float),
     ]

@@ -7,28 +7,16 @@ from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from recipes.common import CorpusSection, default_common_section
+from recipes.common import default_common_section
 from recipes.features import FeatureSection
+from recipes.stores import StoreCorpusSection
 
 _CHOICES: Final = {"dtype": ("float32", "float16"), "pooling": ("none", "mean"), "format": ("safetensors", "npz")}
 
 
 @dataclass(kw_only=True)
-class ExtractCorpusSection(CorpusSection):
+class ExtractCorpusSection(StoreCorpusSection):
     """The audio; ``manifest`` may also be a folder, whose audio files are listed in OUT/manifest.tsv."""
-
-    max_shard_seconds: float = 600.0
-    """Audio in a shard, the unit of work, which is kept in memory: 600 s are 61 MB for the output of Base in float32, 2
-    GB for all layers of XLarge. Shards go to the processes in turn, a killed run loses unfinished ones."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = CorpusSection.validate(self)
-
-        if self.max_shard_seconds <= 0:
-            result.add_error(f"`max_shard_seconds` must be positive, but is {self.max_shard_seconds}.")
-
-        return result
 
 
 @dataclass(kw_only=True)

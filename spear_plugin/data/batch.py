@@ -95,6 +95,10 @@ class SpearBatch(SupportsDeviceTransfer):
 
     sample_rate: int = 16_000
 
+    mask: Tensor | None = None
+    """(N, F) bool, the frames to predict, if the reader has a masker; on the host, where a model reads it without
+    waiting for the device."""
+
     @override
     def to(self, device: Device, *, non_blocking: bool = False) -> None:
         self.waveforms = self.waveforms.to(device, non_blocking=non_blocking)
@@ -123,10 +127,12 @@ def create_spear_batch(
     *,
     sample_rate: int = 16_000,
     num_skipped: int = 0,
+    mask: Tensor | None = None,
 ) -> SpearBatch:
     """Pad examples to a batch: waveforms with zeros to the longest, codes with ``CODE_PADDING`` to the stream's shape.
 
     :param examples: At least one.
+    :param mask: Of the batch, (N, F), passed on.
     """
     seq_lens = [example.waveform.shape[0] for example in examples]
     waveforms = np.zeros((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
@@ -145,6 +151,7 @@ def create_spear_batch(
         num_skipped=num_skipped,
         num_skipped_noise=sum(example.num_skipped_noise for example in examples),
         sample_rate=sample_rate,
+        mask=mask,
     )
 
 

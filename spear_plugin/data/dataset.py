@@ -160,7 +160,7 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
         lengths,
         min_length=max(options.to_samples(options.min_seconds), 1),
         max_length=options.to_samples(options.max_seconds),
-        grid=options.segment_grid(),
+        grid=None if options.crop else options.segment_grid(),
     )
 
     if len(segments) == 0:

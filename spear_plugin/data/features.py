@@ -51,10 +51,10 @@ class FeatureStoreMeta:
     """Indices of the layers, counted from 0; or the source's output, without an axis for layers."""
 
     pooling: str
-    """``none``, or ``mean`` over time."""
+    """``none``; ``mean`` over time; ``runs``: one for each run of equal units."""
 
     dtype: str
-    """``float32`` or ``float16``."""
+    """``float32``, ``float16``, or of units ``int16``."""
 
     file_format: str
     """``safetensors`` or ``npz``."""

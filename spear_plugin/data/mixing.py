@@ -18,7 +18,6 @@ Letters: S samples, T frames, K codebooks.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, final
@@ -31,6 +30,7 @@ from spear_plugin.data.batch import CODE_PADDING, Codes, SpearExample
 from spear_plugin.data.mixing_options import Decibels, MixingOptions
 from spear_plugin.data.noise import NoiseCorpus, open_noise_corpus
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError
+from spear_plugin.data.seeds import derive_seed
 from spear_plugin.data.segments import FrameClock
 
 SILENCE_POWER: Final = 1e-10
@@ -173,10 +173,7 @@ class Mixer:
 
 def create_generator(seed: int, example: SpearExample, purpose: str = "") -> np.random.Generator:
     """Return the generator of an example's draws, different in each epoch."""
-    # Hashed, since numpy takes the numbers [1, 2] and [1, 2, 0] for the same seed.
-    text = repr((seed, example.epoch, *_key(example), purpose))
-
-    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little"))
+    return np.random.default_rng(derive_seed(seed, example.epoch, *_key(example), purpose))
 
 
 def mean_power(waveform: NDArray[np.float32]) -> float:

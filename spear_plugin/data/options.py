@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Protocol, final
+
+import torch
 
 from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
 from spear_plugin.data.mixing_options import MixingOptions
@@ -13,6 +15,13 @@ from spear_plugin.data.segments import FrameClock, common_grid
 
 class SpearDatasetError(ValueError):
     """Raised when a dataset cannot be opened or read on; the message is one line with the remedy."""
+
+
+class FrameMasker(Protocol):
+    """Draws which frames of a batch a model has to predict."""
+
+    def draw(self, lengths: Sequence[int], generator: torch.Generator | None = None) -> torch.Tensor:
+        """Return (N, T) bool on the host for N ``lengths`` in samples, drawn from a generator of the CPU."""
 
 
 @final
@@ -43,7 +52,17 @@ class ReaderOptions:
     """Shorter rows are left out."""
 
     max_seconds: Seconds = 30.0
-    """Longer rows are cut into segments."""
+    """Longer rows are cut into segments, or with ``crop`` to one."""
+
+    crop: bool = False
+    """True: an example is a random piece of its row, as long as the shortest of its batch, so that there is no padding.
+    It follows from (seed, epoch, id)."""
+
+    standardize: bool = False
+    """Gives whole rows, before anything is cut, the mean 0 and the variance 1."""
+
+    masker: FrameMasker | None = None
+    """Gives each batch a mask, which follows from (seed, epochs, examples of the batch)."""
 
     streams: Mapping[str, StreamOptions] = field(default_factory=dict)
     """Target streams by name."""

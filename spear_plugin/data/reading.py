@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Final, NotRequired, TypedDict, final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
@@ -18,6 +20,8 @@ from spear_plugin.data.codes import CodeStore, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, Seconds
 from spear_plugin.data.mixing import create_mixer
 from spear_plugin.data.options import ReaderOptions
+from spear_plugin.data.pieces import draw_start, standardize
+from spear_plugin.data.seeds import derive_seed
 from spear_plugin.data.segments import SegmentTable
 from spear_plugin.data.skipping import SkipLog
 
@@ -67,7 +71,11 @@ class BatchLoader:
 
     def __call__(self, items: list[Item]) -> SpearBatch | None:
         """Return None if nothing of the bucket can be used; its examples are named in the log only."""
-        examples = [example for item in items if (example := self._read(item)) is not None]
+        # Of what the manifests say, so that an unreadable file does not change the others' pieces.
+        shortest = min(item["length"] for item in items)
+        lengths = [shortest if self._options.crop else item["length"] for item in items]
+        reads = [self._read(item, length) for item, length in zip(items, lengths, strict=True)]
+        examples = [example for example in reads if example is not None]
 
         if not examples:
             return None
@@ -82,13 +90,26 @@ class BatchLoader:
         }
 
         return create_spear_batch(
-            examples, shapes, sample_rate=self._options.sample_rate, num_skipped=len(items) - len(examples)
+            examples,
+            shapes,
+            sample_rate=self._options.sample_rate,
+            num_skipped=len(items) - len(examples),
+            mask=self._draw_mask(examples),
         )
 
-    def _read(self, item: Item) -> SpearExample | None:
+    def _draw_mask(self, examples: Sequence[SpearExample]) -> Tensor | None:
+        if (masker := self._options.masker) is None:
+            return None
+
+        content = [(example.corpus, example.id, example.start, example.epoch) for example in examples]
+        seed = derive_seed("mask", self._options.seed, content) % 2**63
+
+        return masker.draw([example.waveform.size for example in examples], torch.Generator().manual_seed(seed))
+
+    def _read(self, item: Item, length: int) -> SpearExample | None:
         corpus, segment = self._corpora[item["corpus"]], item["segment"]
         row = corpus.rows[corpus.segments.rows[segment]]
-        start = int(corpus.segments.starts[segment])
+        start = self._find_start(corpus, row, item, length)
 
         try:
             return SpearExample(
@@ -97,18 +118,38 @@ class BatchLoader:
                 epoch=item.get("epoch", 0),
                 domain=row.domain,
                 start=start / self._options.sample_rate,
-                waveform=self._read_waveform(row, start, item["length"]),
-                codes=self._read_codes(corpus, row, start, item["length"]),
+                waveform=self._read_waveform(row, start, length),
+                codes=self._read_codes(corpus, row, start, length),
             )
         except (AudioError, _SkipError) as ex:
             self._skip_log.add(corpus.name, row.id, ex)
 
             return None
 
+    def _find_start(self, corpus: CorpusView, row: ManifestRow, item: Item, length: int) -> int:
+        """Return where an example begins, in samples."""
+        if not self._options.crop:
+            return int(corpus.segments.starts[item["segment"]])
+
+        num_starts = self._row_length(row) - length + 1
+        epoch, grid = item.get("epoch", 0), self._options.segment_grid()
+        start = draw_start(num_starts, seed=self._options.seed, epoch=epoch, corpus=corpus.name, id_=row.id)
+
+        return start // grid * grid
+
+    def _row_length(self, row: ManifestRow) -> int:
+        return resampled_length(row.num_samples, row.sample_rate, self._options.sample_rate)
+
     def _read_waveform(self, row: ManifestRow, start: int, length: int) -> NDArray[np.float32]:
+        if not self._options.standardize:
+            return self._read_piece(row, start, length)
+
+        return standardize(self._read_piece(row, 0, self._row_length(row)))[start : start + length]
+
+    def _read_piece(self, row: ManifestRow, start: int, length: int) -> NDArray[np.float32]:
         rate = self._options.sample_rate
 
-        if length < resampled_length(row.num_samples, row.sample_rate, rate):
+        if length < self._row_length(row):
             waveform = read_audio(row.path, sample_rate=rate, start=start / rate, duration=length / rate)
         else:
             waveform = read_audio(row.path, sample_rate=rate)
@@ -126,7 +167,7 @@ class BatchLoader:
         return waveform[:length]
 
     def _read_codes(self, corpus: CorpusView, row: ManifestRow, start: int, length: int) -> dict[str, StoredCodes]:
-        row_length = resampled_length(row.num_samples, row.sample_rate, self._options.sample_rate)
+        row_length = self._row_length(row)
         codes = {}
 
         for name, stream in self._options.streams.items():

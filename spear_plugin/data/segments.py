@@ -60,12 +60,16 @@ class SegmentTable:
         return self.rows.size
 
 
-def cut_segments(lengths: NDArray[np.int64], *, min_length: int, max_length: int, grid: int) -> SegmentTable:
+def cut_segments(lengths: NDArray[np.int64], *, min_length: int, max_length: int, grid: int | None) -> SegmentTable:
     """Cut rows into consecutive segments of at most ``max_length`` samples.
 
     :param lengths: Length of each row in samples.
-    :param grid: Segments begin at multiples of it; at most ``max_length``.
+    :param grid: Segments begin at multiples of it; at most ``max_length``. None: a row gives one segment, whose place
+        in the row is left open.
     """
+    if grid is None:
+        return _clip_rows(lengths, min_length, max_length)
+
     step = max_length // grid * grid
     counts = np.where(lengths <= max_length, 1, -(-lengths // step))
     rows = np.repeat(np.arange(lengths.size), counts)
@@ -107,3 +111,15 @@ def create_buckets(
     edges = np.unique(ordered[np.searchsorted(amounts, quantiles).clip(max=ordered.size - 1)])
 
     return [(max(max_batch_length // (int(edge) + max_growth), 1), int(edge)) for edge in edges]
+
+
+def _clip_rows(lengths: NDArray[np.int64], min_length: int, max_length: int) -> SegmentTable:
+    (rows,) = np.nonzero(lengths >= min_length)
+
+    return SegmentTable(
+        rows=rows,
+        starts=np.zeros_like(rows),
+        lengths=np.minimum(lengths[rows], max_length),
+        num_short_rows=lengths.size - rows.size,
+        num_short_tails=0,
+    )

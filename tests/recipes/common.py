@@ -107,7 +107,7 @@ def read_steps(path: Path) -> dict[int, dict[str, float]]:
 
 
 class PretrainRunner:
-    """Calls `recipes.spear.pretrain` on the corpora in tests/data, with random codes."""
+    """Calls `recipes.spear.pretrain`, or another recipe, on the corpora in tests/data, with random codes."""
 
     def __init__(
         self,
@@ -117,15 +117,20 @@ class PretrainRunner:
         capsys: pytest.CaptureFixture[str],
         *,
         splits: tuple[str, ...] = ("train", "valid"),
+        recipe: type[Recipe] = SpearPretrainRecipe,
+        corpora: str | None = None,
     ) -> None:
-        """Write the codes.
+        """Write the codes, or take other corpora.
 
         :param folder: Where codes and runs are written.
         :param options: Options of every call.
         :param splits: Which splits get the corpora.
+        :param recipe: What is called.
+        :param corpora: A line of YAML.
         """
         self.folder = folder
-        self.corpora = write_test_codes(folder / "codes")
+        self.corpora = corpora or write_test_codes(folder / "codes")
+        self._recipe = recipe
         self._options = options
         self._splits = splits
         self._monkeypatch = monkeypatch
@@ -137,7 +142,7 @@ class PretrainRunner:
         lists = [f"dataset.config_overrides.{split}={corpora or self.corpora}" for split in self._splits]
         overrides = [*lists, *self._options, *options]
         arguments = [str(self.folder / run), "--config-file", config_file, "--config", *overrides]
-        return call_recipe(SpearPretrainRecipe(), arguments, self._monkeypatch, self._capsys)
+        return call_recipe(self._recipe(), arguments, self._monkeypatch, self._capsys)
 
     def read_steps(self, split: str = "train", *, run: str = "run") -> dict[int, dict[str, float]]:
         """Return the metrics of a run by step."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from fairseq2.recipe.config import (
     CommonSection,
-    DatasetSection,
     GangSection,
     LRSchedulerSection,
     MixedPrecisionConfig,
@@ -18,44 +17,18 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.common import default_common_section
-from spear_plugin.data.dataset import SPEAR_DATASET
+from recipes.pretraining import PretrainDatasetSection
 from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.models.spear import SPEAR_FAMILY
 from spear_plugin.optim import EDEN_LR, SCALED_ADAM_OPTIMIZER
 
 
 @dataclass(kw_only=True)
-class SpearDatasetSection(DatasetSection):
-    """Which corpora (``config_overrides.corpora``, or a dataset card by ``name``) and how they become batches."""
-
-    family: str | None = SPEAR_DATASET
-
-    max_batch_seconds: float = 300.0
-    """Most audio in a batch of one process, padding included, in seconds."""
-
-    min_seconds: float = 0.9
-    """Shorter recordings are skipped and counted."""
-
-    max_seconds: float = 30.0
-    """Longer recordings are cut into consecutive pieces."""
-
-    num_buckets: int = 20
-    """Number of length classes: more classes, less padding, less variety in a batch."""
-
-    num_parallel: int = 4
-    """Threads that read audio."""
-
-    num_prefetch: int = 4
-    """Batches made ahead of the training step."""
-
-    max_skipped: int = 100
-    """Unreadable recordings that a process may skip before the run ends with an error."""
+class SpearDatasetSection(PretrainDatasetSection):
+    """As of any pre-training; recordings longer than ``max_seconds`` are cut into consecutive pieces."""
 
     mixing: MixingOptions = field(default_factory=MixingOptions)
     """Noise and other utterances added to training examples; by default none. Validation stays clean."""
-
-    has_validation: bool = True
-    """If ``False``, the ``valid`` list of corpora is not read and nothing is validated."""
 
 
 @dataclass(kw_only=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from fairseq2.metrics import Mean, MetricBag, Sum
+from fairseq2.metrics import Mean, MetricBag
 
-from recipes.metrics import CodebookPerplexity, CodebookUsage
+from recipes.metrics import CodebookPerplexity, CodebookUsage, add_batch_metrics, update_batch_metrics
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearOutput, StreamOutput, TargetStreamConfig
 
@@ -29,12 +29,7 @@ def add_metrics(bag: MetricBag, config: SpearConfig) -> None:
         bag.add(f"{stream.name}_codebook_usage", CodebookUsage(*counts_shape))
         bag.add(f"{stream.name}_predicted_perplexity", CodebookPerplexity(*counts_shape))
         bag.add(f"{stream.name}_target_perplexity", CodebookPerplexity(*counts_shape))
-    bag.add("padding", Mean())
-    bag.add("num_examples", Sum())
-    bag.add("num_elements", Sum())
-    bag.add("total_num_examples", Sum())
-    bag.add("total_audio_seconds", Sum())
-    bag.add("total_num_skipped", Sum())
+    add_batch_metrics(bag)
 
 
 @torch.inference_mode()
@@ -45,12 +40,7 @@ def update_metrics(
     bag.get("loss", Mean).update(output.loss.detach() / max(num_targets, 1), weight=float(num_targets))
     for stream in config.target_streams:
         _update_stream(bag, stream, output.streams[stream.name])
-    bag.get("padding", Mean).update(1.0 - batch.num_elements / batch.waveforms.numel())
-    bag.get("num_examples", Sum).update(batch.num_examples)
-    bag.get("num_elements", Sum).update(batch.num_elements)
-    bag.get("total_num_examples", Sum).update(batch.num_examples)
-    bag.get("total_audio_seconds", Sum).update(batch.seconds)
-    bag.get("total_num_skipped", Sum).update(batch.num_skipped + batch.num_skipped_noise)
+    update_batch_metrics(bag, batch)
 
 
 def _update_stream(bag: MetricBag, stream: TargetStreamConfig, output: StreamOutput) -> None:

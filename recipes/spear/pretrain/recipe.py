@@ -11,6 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
+from recipes.pretraining import create_reader_options
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
 from recipes.spear.pretrain.stopping import GracefulTraining
@@ -20,7 +21,7 @@ from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.mixing_options import MixingOptions
-from spear_plugin.data.options import ReaderOptions, StreamOptions
+from spear_plugin.data.options import StreamOptions
 from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel
 
 
@@ -56,21 +57,15 @@ class SpearPretrainRecipe(Recipe):
         self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig
     ) -> DataReader[SpearBatch]:
         config = context.get_config_as(SpearPretrainConfig)
-        section, is_training = config.dataset, split == "train"
-        options = ReaderOptions(
-            max_batch_seconds=section.max_batch_seconds,
-            min_seconds=section.min_seconds,
-            max_seconds=section.max_seconds,
-            streams=_required_streams(model_config),
-            num_buckets=section.num_buckets,
-            shuffle=is_training,
+        is_training = split == "train"
+        options = create_reader_options(
+            config.dataset,
             seed=config.common.seed,
-            num_accumulate=config.trainer.grad_accumulation.num_batches if is_training else 1,
-            num_parallel=section.num_parallel,
-            num_prefetch=section.num_prefetch,
-            max_skipped=section.max_skipped,
-            mixing=section.mixing if is_training else MixingOptions(),
+            is_training=is_training,
+            num_accumulate=config.trainer.grad_accumulation.num_batches,
         )
+        options.streams = _required_streams(model_config)
+        options.mixing = config.dataset.mixing if is_training else MixingOptions()
         return dataset.create_reader(split, context.gangs, options=options)
 
 

@@ -5,6 +5,8 @@ Letters: K codebooks, V codes of each, M frames, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -44,8 +46,12 @@ class CodebookStatistics:
         # (K, M) -> (K * M), numbered through all codebooks
         offsets = num_codes * torch.arange(num_codebooks, device=labels.device)
         indices = (labels + offsets[:, None]).flatten()
+        # Integers add up to the same in any order.
         statistics.counts.view(-1).index_add_(0, indices, frames.new_ones(num_codebooks * num_frames))
-        statistics.sums.view(-1, dim).index_add_(0, indices, frames.flatten(0, 1))
+        if frames.is_cuda:
+            statistics.sums.copy_(sum_by_product(frames, labels, num_codes))
+        else:
+            statistics.sums.view(-1, dim).index_add_(0, indices, frames.flatten(0, 1))
         return statistics
 
     @property
@@ -63,6 +69,28 @@ class CodebookStatistics:
     def add_(self, other: CodebookStatistics) -> None:
         """Add the statistics of another batch."""
         self.packed.add_(other.packed)
+
+
+def sum_by_product(frames: Tensor, labels: Tensor, num_codes: int) -> Tensor:
+    """Return the sums (K, V, D) of the ``frames`` (K, M, D) of each code by ``labels`` (K, M), as a product.
+
+    On a GPU ``index_add_`` adds in an order that changes from call to call, a product does not. It is in full float32,
+    whatever autocast and the rest of the program take.
+    """
+    with torch.autocast(frames.device.type, enabled=False), _full_precision():
+        is_of_code = (labels[:, :, None] == torch.arange(num_codes, device=labels.device)).to(frames.dtype)
+        # (K, V, M) x (K, M, D)
+        return is_of_code.transpose(1, 2) @ frames
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    previous = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
 
 
 @final

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spear_plugin.models.spidr import CodebookStatistics, OnlineCodebooks
+from spear_plugin.models.spidr.codebook import sum_by_product
 from tests.common import assert_close, assert_equal
 
 
@@ -72,3 +73,17 @@ def test_statistics_of_processes_are_summed_in_one_tensor() -> None:
     assert_close(parts[0].sums, whole.sums)
     assert_equal(parts[0].counts, whole.counts)
     assert whole.packed.numel() == 3 * 7 * (1 + 4)
+
+
+def test_the_sums_of_a_gpu_are_those_of_the_host() -> None:
+    codebooks, frames = create_codebooks()
+    labels = codebooks.assign(frames)
+    expected = CodebookStatistics.of(frames, labels, 7).sums
+    assert_close(sum_by_product(frames, labels, 7), expected, atol=1e-6, rtol=1e-6)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_close(sum_by_product(frames, labels, 7), expected, atol=1e-6, rtol=1e-6)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final, final
+
+import torch
+from fairseq2.logging import log
+from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
+from fairseq2.task import Task
+from torch import Tensor
+from typing_extensions import override
+
+from recipes.models import find_card, load_spidr_model, weights_digest
+from recipes.spidr.units.config import SpidrUnitsConfig
+from recipes.spidr.units.kmeans import KMEANS_FILE, fit_clusters, read_clusters, write_clusters
+from recipes.spidr.units.maker import FeatureReader, FrameMaker, FrameReader, ProbabilityReader, UnitMaker
+from recipes.stores import FeatureMaker, StoreTask, make_shards
+from spear_plugin.data.features import FeatureStore, FeatureStoreMeta
+from spear_plugin.data.files import atomic_file
+from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
+from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel
+
+UNITS_FILE: Final = "units.txt"
+
+
+@final
+class SpidrUnitsRecipe(Recipe):
+    """Writes units, head probabilities or features of a corpus."""
+
+    @property
+    @override
+    def config_kls(self) -> type[object]:
+        return SpidrUnitsConfig
+
+    @override
+    def create_task(self, context: RecipeContext) -> Task:
+        config = context.get_config_as(SpidrUnitsConfig)
+        assert config.checkpoint is not None  # by the validation of the configuration
+        rows = read_manifest(config.corpus.manifest_path)
+        card = find_card(config.checkpoint, "`checkpoint`", SPIDR_FAMILY)
+        model = load_spidr_model(card, config.checkpoint, device=context.device)
+        is_of_features = config.content == "features" or (config.content == "units" and config.units_from == "kmeans")
+        _check_layer(config, model, needs_head=not is_of_features)
+
+        source = f"spidr:{weights_digest(model)} layer {config.layer}"
+        if is_of_features:
+            reader: FrameReader = FeatureReader(model, config.layer)
+        else:
+            reader = ProbabilityReader(model, config.layer)
+            source += " head"
+        if config.content != "units":
+            dtype = torch.float16 if config.dtype == "float16" else torch.float32
+            maker: FeatureMaker = FrameMaker(reader, dtype)
+        else:
+            centres = None
+            if isinstance(reader, FeatureReader):
+                centres = _find_clusters(context, config, reader, rows)
+                source += f" kmeans {hashlib.sha256(centres.numpy().tobytes()).hexdigest()[:16]}"
+                centres = centres.to(context.device)
+            maker = UnitMaker(reader, centres, deduplicate=config.deduplicate)
+        return _create_task(context, config, rows, reader, maker, source)
+
+
+def _create_task(
+    context: RecipeContext,
+    config: SpidrUnitsConfig,
+    rows: list[ManifestRow],
+    reader: FrameReader,
+    maker: FeatureMaker,
+    source: str,
+) -> Task:
+    shards = make_shards(rows, config.corpus.max_shard_seconds)
+    is_of_units, geometry = config.content == "units", reader.geometry
+    meta = FeatureStoreMeta(
+        source=source,
+        layers="last",
+        pooling="runs" if is_of_units and config.deduplicate else "none",
+        dtype="int16" if is_of_units else config.dtype,
+        file_format="safetensors",
+        dim=1 if is_of_units else reader.dim,
+        frame_rate_hz=reader.sample_rate / geometry.hop,
+        first_centre=0.5 * geometry.receptive_field / reader.sample_rate,
+        manifest=rows_digest(rows),
+        max_shard_seconds=config.corpus.max_shard_seconds,
+        num_shards=len(shards),
+    )
+    kls = UnitsTask if is_of_units else StoreTask
+    return kls(context, rows, config.corpus, shards, meta, maker)
+
+
+@final
+class UnitsTask(StoreTask):
+    """Writes units as text, too."""
+
+    @override
+    def write_results(self, folder: Path) -> None:
+        store = FeatureStore(folder)
+        num_units = 0
+        with atomic_file(folder / UNITS_FILE) as temporary, temporary.open("w", encoding="utf-8") as stream:
+            for id_ in store:
+                units = store[id_].tolist()
+                num_units += len(units)
+                stream.write(f"{id_}\t{' '.join(map(str, units))}\n")
+        log.info("{}: {:,} units of {:,} recordings.", folder / UNITS_FILE, num_units, len(store))
+
+
+def _check_layer(config: SpidrUnitsConfig, model: SpidrModel, *, needs_head: bool) -> None:
+    first, last = model.first_head_layer + 1 if needs_head else 1, model.config.encoder.num_layers
+    if not first <= config.layer <= last:
+        what = "with a head, from" if needs_head else "of the model, from"
+        raise RecipeError(f"`layer` must be one {what} {first} to {last}, but is {config.layer}.")
+
+
+def _find_clusters(
+    context: RecipeContext, config: SpidrUnitsConfig, reader: FeatureReader, rows: list[ManifestRow]
+) -> Tensor:
+    """Return the clusters that the configuration names, or those of OUT, which the first process fits once."""
+    if config.kmeans.path is not None:
+        return read_clusters(config.kmeans.path, reader.dim)
+    path, gang = context.output_dir / KMEANS_FILE, context.gangs.root
+    if gang.rank == 0 and not path.exists():
+        write_clusters(path, fit_clusters(reader, rows, config, context.device))
+    gang.barrier()
+    return read_clusters(path, reader.dim)
