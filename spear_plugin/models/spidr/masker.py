@@ -28,7 +28,7 @@ class SpanMasker:
 
         Args:
             lengths: N lengths in samples, padded to the longest.
-            generator: Of the CPU; one that is seeded by (seed, epochs, examples of the batch) makes masks independent of
+            generator: Of the CPU; seeded by (seed, epochs, examples of the batch), it makes masks independent of
                 who draws them. By default torch's global one.
 
         Returns:
