@@ -11,6 +11,7 @@ from recipes.mvq.encode.recipe import MvqEncodeRecipe
 from recipes.mvq.train.recipe import MvqTrainRecipe
 from recipes.probe.recipe import ProbeRecipe
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
+from recipes.spidr.pretrain.recipe import SpidrPretrainRecipe
 
 RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES: dict[str, type[Recipe]] = {
@@ -18,6 +19,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "mvq/train": MvqTrainRecipe,
     "probe": ProbeRecipe,
     "spear/pretrain": SpearPretrainRecipe,
+    "spidr/pretrain": SpidrPretrainRecipe,
 }
 PRESETS = sorted(RECIPES_FOLDER.rglob("configs/*.yaml"))
 
@@ -34,6 +36,7 @@ def test_the_public_presets_are_there() -> None:
     spear = "tiny_demo base_speech large_speech base_audio large_audio base_speech_audio large_speech_audio"
     spear += " xlarge_speech_audio base_speech_token_mixing"
     assert {f"spear/pretrain/configs/{name}.yaml" for name in spear.split()} <= names
+    assert {f"spidr/pretrain/configs/{name}.yaml" for name in ("tiny_demo", "base", "dinosr_base")} <= names
     assert {f"mvq/train/configs/{name}.yaml" for name in ("demo_speech", "demo_audio", "speech")} <= names
 
 
