@@ -28,8 +28,8 @@ class SpanMasker:
 
         Args:
             lengths: N lengths in samples, padded to the longest.
-            generator: Of the CPU; one that is seeded by (seed, epochs, examples of the batch) makes masks independent of
-                who draws them. By default torch's global one.
+            generator: Of the CPU; one that is seeded by (seed, epochs, examples of the batch) makes masks independent
+                of who draws them. By default torch's global one.
 
         Returns:
             (N, T) bool on the host, with equally many True in each row.
