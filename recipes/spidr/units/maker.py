@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -14,7 +14,7 @@ from spear_plugin.data.feature_writer import StoredFeatures
 from spear_plugin.models.spidr import SAMPLE_RATE, SpidrModel, standardize_waveforms
 
 
-class FrameReader:
+class FrameReader(ABC):
     """Reads something of each frame of recordings that are standardized one by one."""
 
     name = "SpidR"
