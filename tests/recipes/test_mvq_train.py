@@ -148,12 +148,31 @@ def test_frames_are_collected_once(corpus: Path, tmp_path: Path, monkeypatch: py
     assert (tmp_path / "report.json").exists()
 
 
+def test_only_files_whose_frames_are_needed_are_embedded(corpus: Path, tmp_path: Path) -> None:
+    rows = read_manifest(corpus)
+    teacher = load_teacher(TeacherConfig(layer=1), device=torch.device("cpu"))
+    seen: list[int] = []
+
+    def embed(waveforms: torch.Tensor, lengths: torch.Tensor) -> None:
+        seen.extend(lengths.tolist())
+
+    teacher.register_forward_pre_hook(lambda _, arguments: embed(*arguments))
+    section = FrameCorpusSection(max_frames=90, max_frames_per_file=60)
+    frames = collect_frames(
+        teacher, rows, section, seed=1, device=torch.device("cpu"), folder=tmp_path, report=lambda num_frames: None
+    )
+    assert len(frames) == 90
+    assert len(seen) == 2 < len(rows)
+
+
 def test_unusable_files_are_left_out_and_listed(corpus: Path, tmp_path: Path) -> None:
     rows = read_manifest(corpus)
     for row in rows:
         shutil.copy(row.path, tmp_path)
     (tmp_path / rows[2].path.name).write_bytes(b"")
-    run(MvqTrainRecipe(), _config(_write(tmp_path / "a.tsv", rows), num_steps=2), tmp_path / "out", no_rich=True)
+    config = _config(_write(tmp_path / "a.tsv", rows), num_steps=2)
+    config.corpus.max_frames = 10_000  # more than there are: every file is read
+    run(MvqTrainRecipe(), config, tmp_path / "out", no_rich=True)
     listed = (tmp_path / "out" / "failed.tsv").read_text().splitlines()
 
     assert listed[0] == "id\tproblem"
