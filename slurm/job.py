@@ -34,6 +34,9 @@ CONFIG_EXIT_CODE: Final = 2
 STOPPED_EXIT_CODE: Final = 75
 """Of a recipe that a signal stopped before its end (`recipes.stopping`)."""
 
+CRASH_FOLDER_PREFIX: Final = "crashes-"
+"""The folder with this name and the job's number holds a file for each start of the job that failed."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _POLITE_SECONDS: Final = 5.0
 _PATIENT_SECONDS: Final = 120.0
@@ -119,6 +122,7 @@ class RecipeJob:
     def _handle_failure(self, environment: JobEnvironment, status: int) -> None:
         where = f"task {environment.global_rank} on {environment.hostname}"
         if status == CONFIG_EXIT_CODE:
+            self._count_crash(environment)  # settled: the job's script does not requeue it
             time.sleep(_POLITE_SECONDS * (environment.global_rank != 0))  # the first task says what is wrong
             raise JobError(f"{where}: wrong configuration or input; the lines with ERROR say which.")
         num_crashes = self._count_crash(environment)
@@ -132,7 +136,7 @@ class RecipeJob:
 
     def _count_crash(self, environment: JobEnvironment) -> int | None:
         """Return the number of crashes so far, or None if another task has counted this one."""
-        folder = self.state_folder / f"crashes-{environment.job_id}"
+        folder = self.state_folder / f"{CRASH_FOLDER_PREFIX}{environment.job_id}"
         folder.mkdir(parents=True, exist_ok=True)
         if environment.cluster == "slurm":
             start = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -13,7 +13,7 @@ from submitit import DebugExecutor, Job, LocalExecutor, SlurmExecutor
 from submitit.core.core import PicklingExecutor
 
 from slurm.files import LaunchError
-from slurm.job import RecipeJob
+from slurm.job import CRASH_FOLDER_PREFIX, RecipeJob
 from slurm.resources import Resources
 
 CLUSTERS: Final = ("slurm", "local", "debug")
@@ -88,7 +88,7 @@ def _slurm_executor(resources: Resources, root: Path, name: str, folder: Path) -
         stderr_to_stdout=True,
         signal_delay_s=resources.signal_seconds,
         array_parallelism=resources.array_parallelism,
-        setup=[*resources.setup, *exports],
+        setup=[*resources.setup, *exports, _requeue_on_exit(folder, resources.max_restarts)],
         # One task's end with an error ends the others, which would wait for it; srun does not take over the cores.
         srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}"],
         additional_parameters={"requeue": True, "chdir": str(root)}
@@ -96,6 +96,25 @@ def _slurm_executor(resources: Resources, root: Path, name: str, folder: Path) -
         **{key: value for key, value in optional.items() if value is not None},
     )
     return executor
+
+
+def _requeue_on_exit(folder: Path, max_restarts: int) -> str:
+    """Return a line of shell that requeues a job whose tasks ended before one of them could.
+
+    When a node is lost, srun kills the other tasks within seconds. The tasks' own count of crashes goes on: what
+    they have decided stays, and a job that Slurm itself ends or requeues at the moment is left alone.
+    """
+    lines = (
+        "status=$?",
+        "job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        f"crashes={shlex.quote(str(folder))}/{CRASH_FOLDER_PREFIX}${{job:-$SLURM_JOB_ID}}",
+        "start=$crashes/start-${SLURM_RESTART_COUNT:-0}",
+        'if [ $status -ne 0 ] && [ ! -e "$start" ] && scontrol show job -o $SLURM_JOB_ID | grep -q JobState=RUNNING',
+        'then mkdir -p "$crashes"; touch "$start"',
+        f'if [ $(ls "$crashes" | wc -l) -le {max_restarts} ]; then scontrol requeue $SLURM_JOB_ID; sleep 30; fi',
+        "fi",
+    )
+    return f"requeue_on_exit() {{ {'; '.join(lines)}; }}; trap requeue_on_exit EXIT"
 
 
 def _local_executor(resources: Resources, folder: Path) -> LocalExecutor:
