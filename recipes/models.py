@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import torch
 from fairseq2.assets import (
@@ -21,7 +21,7 @@ from fairseq2.assets import (
 from fairseq2.checkpoint import ModelMetadataLoader
 from fairseq2.error import OperationalError
 from fairseq2.model_checkpoint import CorruptModelCheckpointError
-from fairseq2.models import ModelGatedError
+from fairseq2.models import ModelGatedError, ModelHub
 from fairseq2.recipe.error import RecipeError
 from fairseq2.runtime.dependency import get_dependency_resolver
 from fairseq2.utils.structured import ValueConverter
@@ -38,6 +38,8 @@ from spear_plugin.models.spear import (
     released_card,
 )
 from spear_plugin.models.spidr import SpidrModel, get_spidr_model_hub
+
+ModelT = TypeVar("ModelT", bound=Module)
 
 _LOAD_ERRORS: Final = (
     AssetCardError,
@@ -143,10 +145,7 @@ def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> Spe
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    try:
-        return get_spear_model_hub().load_model(card, device=device)
-    except _LOAD_ERRORS as ex:
-        raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
+    return _load_model(get_spear_model_hub(), card, name, device)
 
 
 def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> SpidrModel:
@@ -155,8 +154,12 @@ def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> Spi
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
+    return _load_model(get_spidr_model_hub(), card, name, device)
+
+
+def _load_model(hub: ModelHub[ModelT, Any], card: AssetCard, name: str, device: torch.device) -> ModelT:
     try:
-        return get_spidr_model_hub().load_model(card, device=device)
+        return hub.load_model(card, device=device)
     except _LOAD_ERRORS as ex:
         raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
 

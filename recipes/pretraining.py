@@ -1,11 +1,16 @@
-"""What pre-training recipes share: the section on corpora and batches, and the reader's options that follow from it."""
+"""What pre-training recipes share: the section on corpora and batches, the reader's options from it, and validation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, final
 
+from fairseq2.evaluator import EvalUnit
+from fairseq2.metrics import MetricBag
 from fairseq2.recipe.config import DatasetSection
+from typing_extensions import override
 
+from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.dataset import SPEAR_DATASET
 from spear_plugin.data.options import ReaderOptions
 
@@ -57,3 +62,29 @@ def create_reader_options(
         num_prefetch=section.num_prefetch,
         max_skipped=section.max_skipped,
     )
+
+
+class Criterion(Protocol):
+    """Runs a model on batches and feeds metrics."""
+
+    def prepare_metric_bag(self, bag: MetricBag) -> None:
+        """Declare the metrics."""
+
+    def __call__(self, batch: SpearBatch, bag: MetricBag) -> object:
+        """Run the model on a batch and add what the metrics say of it."""
+
+
+@final
+class ValidUnit(EvalUnit[SpearBatch]):
+    """Validates with the criterion of training."""
+
+    def __init__(self, criterion: Criterion) -> None:
+        self._criterion = criterion
+
+    @override
+    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
+        self._criterion.prepare_metric_bag(metric_bag)
+
+    @override
+    def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> None:
+        self._criterion(batch, metric_bag)

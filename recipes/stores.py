@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from recipes.common import CorpusSection, check_failures, read_batches
-from recipes.failures import FailureLists, shard_name
-from recipes.tasks import StoppableTask, WorkClock
+from recipes.shards import ShardTask
+from recipes.tasks import WorkClock
 from spear_plugin.data.feature_writer import FeatureStoreWriter, StoredFeatures
 from spear_plugin.data.features import FeatureStoreMeta
 from spear_plugin.data.manifest import ManifestRow, Seconds
@@ -75,8 +75,8 @@ def make_shards(rows: Sequence[ManifestRow], max_seconds: Seconds) -> list[list[
     return shards
 
 
-class StoreTask(StoppableTask):
-    """Writes the store of a manifest in shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
+class StoreTask(ShardTask[FeatureStoreWriter]):
+    """Writes the feature store of a manifest."""
 
     def __init__(
         self,
@@ -97,65 +97,32 @@ class StoreTask(StoppableTask):
             meta: What is stored.
             maker: Makes it.
         """
-        super().__init__()
+        super().__init__(context, shards, activity="extract")
         self._section = section
-        self._folder = context.output_dir
-        self._gangs = context.gangs
-        self._progress_reporter = context.progress_reporter
         self._maker = maker
-        self._failures = FailureLists(context.output_dir)
         self._ids = [row.id for row in rows]
-        self._shards = shards
         self._meta = meta
-
-    @override
-    def run(self) -> None:
-        gang = self._gangs.root
-        with self._progress_reporter:
-            # The first process writes the header, which the others then find.
-            if gang.rank == 0:
-                writer = self._open_writer()
-            gang.barrier()
-            if gang.rank != 0:
-                writer = self._open_writer()
-
-            self._extract_shards(writer)
-            gang.barrier()
-            if gang.rank == 0:
-                self._finish(writer)
-                self.write_results(self._folder)
-
-        self._gangs.close()
 
     def write_results(self, folder: Path) -> None:
         """Add to the finished store in ``folder`` what else a recipe has to show; called by the first process."""
 
+    @override
     def _open_writer(self) -> FeatureStoreWriter:
         return FeatureStoreWriter(self._folder, self._meta, self._ids)
 
-    def _extract_shards(self, writer: FeatureStoreWriter) -> None:
-        gang = self._gangs.root
-        mine = range(gang.rank, len(self._shards), gang.size)
-        pending = [index for index in mine if not writer.has_shard(index)]
-        if len(pending) < len(mine):
-            log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
-
-        num_rows = sum(len(self._shards[index]) for index in pending)
-        clock = WorkClock(sum(row.duration for index in pending for row in self._shards[index]))
-        with self._progress_reporter.create_task("extract (files)", total=num_rows) as progress:
-            for index in pending:
-                self._extract_shard(writer, index, progress.step)
-                self.count_step()
-                pace = clock.advance(sum(row.duration for row in self._shards[index]))
-                log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
-        if pending:
+    @override
+    def _make_shards(self, writer: FeatureStoreWriter) -> WorkClock | None:
+        clock = super()._make_shards(writer)
+        if clock is not None:
             log.info("{}", clock.summary())
+        return clock
 
-    def _extract_shard(self, writer: FeatureStoreWriter, index: int, advance: Callable[[int], None]) -> None:
+    @override
+    def _make_shard(self, writer: FeatureStoreWriter, index: int, advance: Callable[[int], None]) -> None:
         rows, maker = self._shards[index], self._maker
         features: dict[str, StoredFeatures] = {}
         failures: dict[str, str] = {}
-        self._failures.write(shard_name(index), [])
+        self._write_failures(index, {})
         num_failures = self._failures.count()
 
         for batch, reads in read_batches(
@@ -171,7 +138,7 @@ class StoreTask(StoppableTask):
             advance(len(batch))
             self.check_stop()
 
-        self._failures.write(shard_name(index), [(row.id, failures[row.id]) for row in rows if row.id in failures])
+        self._write_failures(index, failures)
         writer.write_shard(index, {row.id: features[row.id] for row in rows if row.id in features})
 
     def _extract_batch(self, rows: list[ManifestRow], reads: list[Tensor | str]) -> list[StoredFeatures | str]:
@@ -194,9 +161,10 @@ class StoreTask(StoppableTask):
             results.append(result)
         return results
 
+    @override
     def _finish(self, writer: FeatureStoreWriter) -> None:
         num_files = writer.finish()
         num_failures = self._failures.merge()
         log.info("{}: features of {:,} of {:,} files.", self._folder, num_files, num_files + num_failures)
-        if num_failures:
-            log.warning("{:,} files are left out; {} says why.", num_failures, self._folder / "failed.tsv")
+        self._warn_of_failures(num_failures)
+        self.write_results(self._folder)

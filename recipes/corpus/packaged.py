@@ -6,7 +6,7 @@ OUT afterwards::
     speech/all.tsv, audio/all.tsv, all.tsv               the same rows together, for encoding
     probe/*.tsv                                          labelled examples, see recipes/corpus/probe_tasks.py
     corpora/NAME.tsv, corpora/NAME.bad.tsv               every good and every bad file of a corpus
-    packages/root/                                       the recordings as the packages hold them
+    packages/                                            the recordings as the packages hold them
     pieces/                                              music, cut into pieces of ten seconds
     licences/, ATTRIBUTION.md                            who made the recordings, and on which terms
 """

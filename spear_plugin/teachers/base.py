@@ -6,7 +6,7 @@ Letters: N batch, S samples, T frames, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -112,6 +112,14 @@ class Teacher(Module, ABC):
 def full_precision(waveforms: Tensor) -> torch.autocast:
     """Return a context for front ends, whose spectra do not fit into a reduced precision."""
     return torch.autocast(waveforms.device.type, enabled=False)
+
+
+def count_conv_frames(num_samples: int, convolutions: Iterable[tuple[int, int]]) -> int:
+    """Return the frames that unpadded convolutions, (kernel size, stride) each, make of so many samples."""
+    for kernel_size, stride in convolutions:
+        num_samples = max(0, (num_samples - kernel_size) // stride + 1)
+
+    return num_samples
 
 
 def embed_one_by_one(embed: Callable[[Tensor], Tensor], waveforms: Tensor, num_samples: list[int], dim: int) -> Tensor:

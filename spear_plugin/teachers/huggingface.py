@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, standardize
+from spear_plugin.teachers.base import Teacher, TeacherError, count_conv_frames, embed_one_by_one, standardize
 
 MODEL_TYPES: Final = ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm")
 
@@ -96,10 +96,8 @@ class HuggingFaceTeacher(Teacher):
     @override
     def num_frames(self, num_samples: int) -> int:
         config = self.model.config
-        for kernel_size, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            num_samples = max(0, (num_samples - kernel_size) // stride + 1)
 
-        return num_samples
+        return count_conv_frames(num_samples, zip(config.conv_kernel, config.conv_stride, strict=True))
 
     @override
     def _embed(self, waveforms: Tensor, lengths: list[int]) -> Tensor:

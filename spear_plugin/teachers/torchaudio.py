@@ -24,7 +24,7 @@ from torch.nn import Identity, Module
 from torchaudio.models import wav2vec2_model, wavlm_model
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, standardize
+from spear_plugin.teachers.base import Teacher, TeacherError, count_conv_frames, embed_one_by_one, standardize
 from spear_plugin.teachers.weights import load_weights, name_weights, read_state_dict
 
 SAMPLE_RATE: Final = 16_000
@@ -109,10 +109,7 @@ class TorchaudioTeacher(Teacher):
 
     @override
     def num_frames(self, num_samples: int) -> int:
-        for kernel_size, stride in zip(self.kernel_sizes, _STRIDES, strict=True):
-            num_samples = max(0, (num_samples - kernel_size) // stride + 1)
-
-        return num_samples
+        return count_conv_frames(num_samples, zip(self.kernel_sizes, _STRIDES, strict=True))
 
     @override
     def _embed(self, waveforms: Tensor, lengths: list[int]) -> Tensor:

@@ -23,7 +23,7 @@ from fairseq2.nn import BatchLayout
 from torch import Tensor
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, standardize
+from spear_plugin.teachers.base import Teacher, TeacherError, count_conv_frames, embed_one_by_one, standardize
 from spear_plugin.teachers.cards import load_asset
 
 SAMPLE_RATE: Final = 16_000
@@ -74,10 +74,7 @@ class Wav2Vec2Teacher(Teacher):
 
     @override
     def num_frames(self, num_samples: int) -> int:
-        for _, kernel_size, stride in self.layer_descs:
-            num_samples = max(0, (num_samples - kernel_size) // stride + 1)
-
-        return num_samples
+        return count_conv_frames(num_samples, (convolution[1:] for convolution in self.layer_descs))
 
     @override
     def _embed(self, waveforms: Tensor, lengths: list[int]) -> Tensor:

@@ -12,9 +12,8 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
-from recipes.failures import FailureLists, shard_name
 from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
-from recipes.tasks import StoppableTask, WorkClock
+from recipes.shards import ShardTask
 from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from spear_plugin.quantizers import FrameQuantizer, load_quantizer, load_quantizer_config, quantizer_identity
@@ -67,8 +66,8 @@ def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> Fram
 
 
 @final
-class MvqEncodeTask(StoppableTask):
-    """Encodes the manifest in blocks of rows, the shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
+class MvqEncodeTask(ShardTask[CodeStoreWriter]):
+    """Encodes the manifest."""
 
     def __init__(
         self,
@@ -78,67 +77,30 @@ class MvqEncodeTask(StoppableTask):
         quantizer: FrameQuantizer,
         identity: CodeStoreIdentity,
     ) -> None:
-        super().__init__()
         config = context.get_config_as(MvqEncodeConfig)
+        size = config.corpus.rows_per_shard
+        shards = [rows[start : start + size] for start in range(0, len(rows), size)]
+        super().__init__(context, shards, activity="encode")
         self._section = config.corpus
-        self._folder = context.output_dir
-        self._gangs = context.gangs
-        self._progress_reporter = context.progress_reporter
         self._teacher = teacher
         self._quantizer = quantizer
         self._identity = identity
-        self._failures = FailureLists(context.output_dir)
-        size = config.corpus.rows_per_shard
-        self._shards = [rows[start : start + size] for start in range(0, len(rows), size)]
         if (num_threads := config.common.torch.num_threads) is not None:
             # fairseq2 lets OMP_NUM_THREADS win; codes must not depend on where they were made.
             torch.set_num_threads(num_threads)
 
     @override
-    def run(self) -> None:
-        gang = self._gangs.root
-        with self._progress_reporter:
-            # The first process writes the header, which the others then find.
-            if gang.rank == 0:
-                writer = self._open_writer()
-            gang.barrier()
-            if gang.rank != 0:
-                writer = self._open_writer()
-
-            self._encode_shards(writer)
-            gang.barrier()
-            if gang.rank == 0:
-                writer.finish()
-                self._summarize()
-
-        self._gangs.close()
-
     def _open_writer(self) -> CodeStoreWriter:
         return CodeStoreWriter(
             self._folder, self._identity, len(self._shards), rows_per_shard=self._section.rows_per_shard
         )
 
-    def _encode_shards(self, writer: CodeStoreWriter) -> None:
-        gang = self._gangs.root
-        mine = range(gang.rank, len(self._shards), gang.size)
-        pending = [index for index in mine if not writer.has_shard(index)]
-        if len(pending) < len(mine):
-            log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
-
-        num_rows = sum(len(self._shards[index]) for index in pending)
-        clock = WorkClock(sum(row.duration for index in pending for row in self._shards[index]))
-        with self._progress_reporter.create_task("encode (files)", total=num_rows) as progress:
-            for index in pending:
-                self._encode_shard(writer, index, progress.step)
-                self.count_step()
-                pace = clock.advance(sum(row.duration for row in self._shards[index]))
-                log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
-
-    def _encode_shard(self, writer: CodeStoreWriter, index: int, advance: Callable[[int], None]) -> None:
+    @override
+    def _make_shard(self, writer: CodeStoreWriter, index: int, advance: Callable[[int], None]) -> None:
         rows = self._shards[index]
         codes: dict[str, StoredCodes] = {}
         failures: dict[str, str] = {}
-        self._failures.write(shard_name(index), [])
+        self._write_failures(index, {})
         num_failures = self._failures.count()
 
         for batch in embed_corpus(self._teacher, rows, self._section, self._gangs.root.device):
@@ -148,7 +110,7 @@ class MvqEncodeTask(StoppableTask):
             advance(len(batch))
             self.check_stop()
 
-        self._failures.write(shard_name(index), [(row.id, failures[row.id]) for row in rows if row.id in failures])
+        self._write_failures(index, failures)
         ids = [row.id for row in rows if row.id in codes]
         writer.write_shard(index, ids, [codes[id_] for id_ in ids])
 
@@ -163,7 +125,9 @@ class MvqEncodeTask(StoppableTask):
 
         return dict(zip(frames, split, strict=True))
 
-    def _summarize(self) -> None:
+    @override
+    def _finish(self, writer: CodeStoreWriter) -> None:
+        writer.finish()
         num_failures = self._failures.merge()
         store = CodeStore(self._folder)
         num_rows = sum(len(shard) for shard in self._shards)
@@ -175,5 +139,4 @@ class MvqEncodeTask(StoppableTask):
             self._identity.num_codebooks,
             self._identity.frame_rate_hz,
         )
-        if num_failures:
-            log.warning("{:,} files are left out; {} says why.", num_failures, self._folder / "failed.tsv")
+        self._warn_of_failures(num_failures)

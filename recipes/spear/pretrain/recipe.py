@@ -11,11 +11,11 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
-from recipes.pretraining import create_reader_options
+from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
 from recipes.spear.pretrain.stopping import GracefulTraining
-from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit, SpearValidUnit
+from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
@@ -44,7 +44,7 @@ class SpearPretrainRecipe(Recipe):
         criterion = SpearCriterion(context.get_data_parallel_model(), model_config)
         train_reader = self._create_reader(context, dataset, "train", model_config)
         if config.dataset.has_validation:
-            valid_units = [SpearValidUnit(criterion)]
+            valid_units = [ValidUnit(criterion)]
             valid_readers = [self._create_reader(context, dataset, "valid", model_config)]
         else:
             valid_units, valid_readers = [], []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gang
 from fairseq2.metrics import MetricBag
 from fairseq2.trainer import TrainUnit
@@ -86,17 +85,3 @@ class SpearTrainUnit(TrainUnit[SpearBatch]):
     @override
     def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> tuple[Tensor, int]:
         return self._criterion(batch, metric_bag)
-
-
-@final
-class SpearValidUnit(EvalUnit[SpearBatch]):
-    def __init__(self, criterion: SpearCriterion) -> None:
-        self._criterion = criterion
-
-    @override
-    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        self._criterion.prepare_metric_bag(metric_bag)
-
-    @override
-    def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> None:
-        self._criterion(batch, metric_bag)

@@ -8,10 +8,10 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
-from recipes.pretraining import create_reader_options
+from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spidr.pretrain.config import SpidrPretrainConfig
 from recipes.spidr.pretrain.metrics import SpidrMetrics
-from recipes.spidr.pretrain.unit import SpidrCriterion, SpidrTrainUnit, SpidrValidUnit, TeacherUpdater
+from recipes.spidr.pretrain.unit import SpidrCriterion, SpidrTrainUnit, TeacherUpdater
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.models.spidr import SAMPLE_RATE, SpidrConfig, SpidrModel, create_frame_geometry, create_span_masker
@@ -41,7 +41,7 @@ class SpidrPretrainRecipe(Recipe):
         criterion = SpidrCriterion(context.get_data_parallel_model(), metrics)
         train_reader = self._create_reader(context, "train", model.config)
         if config.dataset.has_validation:
-            valid_units = [SpidrValidUnit(criterion)]
+            valid_units = [ValidUnit(criterion)]
             valid_readers = [self._create_reader(context, "valid", model.config)]
         else:
             valid_units, valid_readers = [], []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import final
 
 import torch
-from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gang, ReduceOperation
 from fairseq2.metrics import MetricBag
 from fairseq2.trainer import TrainUnit
@@ -104,17 +103,3 @@ class SpidrTrainUnit(TrainUnit[SpearBatch]):
         output = self._criterion(batch, metric_bag)
         self._updater.add(output.statistics)
         return output.loss, output.num_masked
-
-
-@final
-class SpidrValidUnit(EvalUnit[SpearBatch]):
-    def __init__(self, criterion: SpidrCriterion) -> None:
-        self._criterion = criterion
-
-    @override
-    def prepare_metric_bag(self, metric_bag: MetricBag) -> None:
-        self._criterion.prepare_metric_bag(metric_bag)
-
-    @override
-    def process_batch(self, batch: SpearBatch, metric_bag: MetricBag) -> None:
-        self._criterion(batch, metric_bag)

@@ -67,20 +67,25 @@ class ProbabilityReader(FrameReader):
         return self._model.unit_probabilities(waveforms, lengths, self._layer)
 
 
-@final
-class FrameMaker(FeatureMaker):
-    """Stores frames as they are read, (T, dim)."""
-
-    def __init__(self, reader: FrameReader, dtype: torch.dtype) -> None:
-        self._reader = reader
-        self._dtype = dtype
-
+class _ReaderMaker(FeatureMaker):
     name = FrameReader.name
     sample_rate = FrameReader.sample_rate
+
+    def __init__(self, reader: FrameReader) -> None:
+        self._reader = reader
 
     @override
     def num_frames(self, num_samples: int) -> int:
         return self._reader.num_frames(num_samples)
+
+
+@final
+class FrameMaker(_ReaderMaker):
+    """Stores frames as they are read, (T, dim)."""
+
+    def __init__(self, reader: FrameReader, dtype: torch.dtype) -> None:
+        super().__init__(reader)
+        self._dtype = dtype
 
     @override
     def make(self, waveforms: Tensor, lengths: Tensor) -> list[StoredFeatures]:
@@ -92,7 +97,7 @@ class FrameMaker(FeatureMaker):
 
 
 @final
-class UnitMaker(FeatureMaker):
+class UnitMaker(_ReaderMaker):
     """Stores units, (T,) int16, or as many as there are runs of equal ones.
 
     Args:
@@ -102,16 +107,9 @@ class UnitMaker(FeatureMaker):
     """
 
     def __init__(self, reader: FrameReader, centres: Tensor | None, *, deduplicate: bool) -> None:
-        self._reader = reader
+        super().__init__(reader)
         self._centres = centres
         self._deduplicate = deduplicate
-
-    name = FrameReader.name
-    sample_rate = FrameReader.sample_rate
-
-    @override
-    def num_frames(self, num_samples: int) -> int:
-        return self._reader.num_frames(num_samples)
 
     @override
     def make(self, waveforms: Tensor, lengths: Tensor) -> list[StoredFeatures]:

@@ -1,0 +1,102 @@
+"""Work in shards, blocks of a manifest's rows: made by any number of processes, and not lost by a stop."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+from fairseq2.logging import log
+from fairseq2.recipe.base import RecipeContext
+from typing_extensions import override
+
+from recipes.failures import FailureLists, shard_name
+from recipes.tasks import StoppableTask, WorkClock
+from spear_plugin.data.manifest import ManifestRow
+
+
+class ShardWriter(Protocol):
+    """Writes the shards of a store, each whole or not at all."""
+
+    def has_shard(self, index: int) -> bool:
+        """Return whether a shard is there already."""
+
+
+WriterT = TypeVar("WriterT", bound=ShardWriter)
+
+
+class ShardTask(StoppableTask, Generic[WriterT]):
+    """Writes a store in shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
+
+    def __init__(self, context: RecipeContext, shards: list[list[ManifestRow]], *, activity: str) -> None:
+        """Prepare the work.
+
+        Args:
+            context: Of the recipe; the store is its output folder.
+            shards: The rows of the manifest in shards.
+            activity: What is done to the files, for the progress bar.
+        """
+        super().__init__()
+        self._folder = context.output_dir
+        self._gangs = context.gangs
+        self._progress_reporter = context.progress_reporter
+        self._failures = FailureLists(context.output_dir)
+        self._shards = shards
+        self._activity = activity
+
+    @abstractmethod
+    def _open_writer(self) -> WriterT:
+        """Open the store, or create it."""
+
+    @abstractmethod
+    def _make_shard(self, writer: WriterT, index: int, advance: Callable[[int], None]) -> None:
+        """Write a shard; ``advance`` counts the files that are done."""
+
+    @abstractmethod
+    def _finish(self, writer: WriterT) -> None:
+        """Complete the store, when all shards are there; called by the first process."""
+
+    @override
+    def run(self) -> None:
+        gang = self._gangs.root
+        with self._progress_reporter:
+            # The first process writes the header, which the others then find.
+            if gang.rank == 0:
+                writer = self._open_writer()
+            gang.barrier()
+            if gang.rank != 0:
+                writer = self._open_writer()
+
+            self._make_shards(writer)
+            gang.barrier()
+            if gang.rank == 0:
+                self._finish(writer)
+
+        self._gangs.close()
+
+    def _make_shards(self, writer: WriterT) -> WorkClock | None:
+        """Make the missing shards of this process; return the clock of the work, or None if there was nothing to do."""
+        gang = self._gangs.root
+        mine = range(gang.rank, len(self._shards), gang.size)
+        pending = [index for index in mine if not writer.has_shard(index)]
+        if len(pending) < len(mine):
+            log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
+
+        num_rows = sum(len(self._shards[index]) for index in pending)
+        clock = WorkClock(sum(row.duration for index in pending for row in self._shards[index]))
+        with self._progress_reporter.create_task(f"{self._activity} (files)", total=num_rows) as progress:
+            for index in pending:
+                self._make_shard(writer, index, progress.step)
+                self.count_step()
+                pace = clock.advance(sum(row.duration for row in self._shards[index]))
+                log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
+        return clock if pending else None
+
+    def _write_failures(self, index: int, failures: Mapping[str, str]) -> None:
+        """Replace the list of a shard's unusable files, id to problem."""
+        rows = self._shards[index]
+        self._failures.write(shard_name(index), [(row.id, failures[row.id]) for row in rows if row.id in failures])
+
+    def _warn_of_failures(self, num_failures: int) -> None:
+        if num_failures:
+            log.warning("{:,} files are left out; {} says why.", num_failures, self._folder / "failed.tsv")
