@@ -103,7 +103,8 @@ def _reader_file(folder: Path, rank: int) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    # The run's own files, which fairseq2 reads in the same way when it goes on.
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
     return state
 
 

@@ -42,7 +42,7 @@ def launch(*arguments: str) -> str:
     return str(job)
 
 
-def launch_training(out: Path, corpora: str) -> str:
+def launch_training(out: Path, corpora: str, *options: str, num_nodes: int = 2) -> str:
     recipe = [
         "--no-rich",
         "--config-file",
@@ -50,8 +50,9 @@ def launch_training(out: Path, corpora: str) -> str:
         "--config",
         f"dataset.config_overrides.train={corpora}",
         *OPTIONS,
+        *options,
     ]
-    return launch("recipes.spear.pretrain", str(out), "--nodes", "2", "--time", "30", "--", *recipe)
+    return launch("recipes.spear.pretrain", str(out), "--nodes", str(num_nodes), "--time", "30", "--", *recipe)
 
 
 def launch_program(out: Path, *behaviours: str, options: tuple[str, ...] = ()) -> str:
