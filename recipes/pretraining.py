@@ -31,7 +31,7 @@ class PretrainDatasetSection(DatasetSection):
     """Longer recordings are cut."""
 
     num_buckets: int = 20
-    """Number of length classes: more classes, less padding or cropping, less variety in a batch. See `data/planning`."""
+    """Number of length classes: more classes, less padding or cropping, less variety in a batch."""
 
     num_parallel: int = 4
     """Threads that read audio."""

@@ -75,4 +75,5 @@ def test_processes_that_go_leave_their_totals_behind(runner: PretrainRunner) -> 
         torch.save(trainer, path)
     processes = adapt(folder, 2)
 
-    assert [total_of(trainer) for trainer, _ in processes] == [total_of(before) + 20.0, 10.0]  # of processes 0 and 2, and of 1
+    # Of processes 0 and 2, and of 1.
+    assert [total_of(trainer) for trainer, _ in processes] == [total_of(before) + 20.0, 10.0]

@@ -176,7 +176,7 @@ def test_longer_mixtures_stay_within_the_batch_and_keep_their_codes(
         for n, id_ in enumerate(batch.ids):
             length, codes = batch.seq_lens[n], batch.codes["speech"][n]
             assert (codes[length // 320 :] == CODE_PADDING).all()
-            # The teacher is one frame short of either signal: one may lack codes where the example ends, two at the end.
+            # One frame short of either signal, a teacher leaves one open where the example ends, and two at the end.
             assert (codes[: length // 320] == CODE_PADDING).any(dim=1).sum() <= 3
 
             if batch.domains[n] == 0:
