@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -83,7 +84,7 @@ class SlurmRunner:
         pending = [i for i, mark in enumerate(marks) if dependencies or mark.read() is None]
         if not pending:
             return None
-        record = JobRecord(self._plan, stage)
+        record = JobRecord(self._plan.out, stage.name, stage.commands)
         if (job := record.find_alive()) is not None:
             return job
         folder = self._plan.out / "logs" / "slurm"
@@ -110,11 +111,11 @@ class SlurmRunner:
 
 @final
 class JobRecord:
-    """Which job runs a stage: ``OUT/stages/NAME.job``."""
+    """Which job runs a stage's commands: ``FOLDER/stages/NAME.job``."""
 
-    def __init__(self, plan: Plan, stage: PlannedStage) -> None:
-        self._path = plan.out / "stages" / f"{stage.name}.job"
-        self._commands = [list(command) for command in stage.commands]
+    def __init__(self, folder: Path, name: str, commands: Sequence[Sequence[str]]) -> None:
+        self._path = folder / "stages" / f"{name}.job"
+        self._commands = [list(command) for command in commands]
 
     def write(self, job: str, logs: list[str]) -> None:
         """Record a job."""

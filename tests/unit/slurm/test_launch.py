@@ -16,7 +16,8 @@ from recipes.stopping import STOPPED_EXIT_CODE
 from slurm import job
 from slurm.clusters import read_preset
 from slurm.files import LaunchError, Mark
-from slurm.launch import main, split_arguments
+from slurm.launch import main
+from slurm.options import split_arguments
 from slurm.resources import Resources
 from slurm.snapshot import copy_code, save_code_state
 
