@@ -18,6 +18,8 @@ from slurm.submission import submit
 
 ALIVE: Final = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING")
 
+NO_ANSWER: Final = "NO ANSWER"
+
 
 def local_stages(plan: Plan, num_cores: int) -> list[Stage]:
     """Return the plan's commands for a `StageRunner`; the processes of a job become those of torchrun."""
@@ -138,7 +140,7 @@ class JobRecord:
 
 
 def job_state(job: str) -> str:
-    """Return a job's state in Slurm's words, or UNKNOWN if the controller has forgotten it."""
+    """Return a job's state in Slurm's words, UNKNOWN if the controller has forgotten it, `NO_ANSWER` if it is away."""
     try:
         process = subprocess.run(
             ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
@@ -148,6 +150,8 @@ def job_state(job: str) -> str:
         )
     except OSError:
         raise LaunchError("There is no Slurm on this machine (no `squeue`): use `--cluster local`.") from None
+    if process.returncode != 0 and "Invalid job id" not in process.stderr:
+        return NO_ANSWER
     states = process.stdout.split()
     return next((state for state in states if state in ALIVE), states[0] if states else "UNKNOWN")
 
