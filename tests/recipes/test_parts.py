@@ -147,7 +147,8 @@ def test_of_parts_that_end_at_the_same_moment_one_completes_the_store(tmp_path: 
     for attempt in range(50):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        barrier, completions = Barrier(6), []
+        barrier = Barrier(6)
+        completions: list[int] = []
 
         def complete(
             index: int, folder: Path = folder, barrier: Barrier = barrier, done: list[int] = completions
