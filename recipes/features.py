@@ -141,15 +141,19 @@ def open_source(
 
     if section.kind == "model":
         model = load_spear_model(card, section.checkpoint, device=device)
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
 
-        return SpearSource(model, run_step_of(card), output_only=output_only)
+            config = load_spear_config(card, section.checkpoint)
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+            model = get_spear_model_hub().create_new_model(config, device=device)
 
-        config = load_spear_config(card, section.checkpoint)
+    source = SpearSource(model, output_only=output_only)
 
-        return SpearSource(get_spear_model_hub().create_new_model(config, device=device), output_only=output_only)
+    source.checkpoint = run_step_of(card) if section.kind == "model" else None
+
+    return source
 
 
 @final
@@ -158,11 +162,8 @@ class SpearSource(FeatureSource):
 
     name = "SPEAR"
 
-    def __init__(self, model: SpearModel, checkpoint: RunStep | None = None, *, output_only: bool = False) -> None:
+    def __init__(self, model: SpearModel, *, output_only: bool = False) -> None:
         self._model = model.eval()
-
-        self.checkpoint = checkpoint
-
         self._output_only = output_only
 
         sizes = model.config.zipformer
