@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
@@ -13,6 +14,7 @@ from slurm.files import LaunchError, Mark, write_atomically
 from slurm.job import RecipeJob
 from slurm.plan import Plan, PlannedStage
 from slurm.resources import Resources
+from slurm.snapshot import save_code_state
 from slurm.stages import Stage, stage_mark
 from slurm.submission import submit
 
@@ -71,6 +73,7 @@ class SlurmRunner:
     def __init__(self, plan: Plan, root: Path) -> None:
         self._plan = plan
         self._root = root
+        self._code_is_saved = False
 
     def run(self) -> dict[str, str]:
         """Submit the stages; return the job of each that is under way."""
@@ -103,6 +106,9 @@ class SlurmRunner:
             )
             for i in pending
         ]
+        if not self._code_is_saved:
+            save_code_state(self._root, folder, sys.argv)
+            self._code_is_saved = True
         for i in pending:
             marks[i].path.unlink(missing_ok=True)
         submitted = submit(work, resources, cluster="slurm", name=stage.name, folder=folder)

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from fairseq2.recipe.run import run
 
 from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig, QuantizerSection
@@ -22,7 +24,17 @@ from tests.recipes.common import SMALL_ZIPFORMER, TINY_DEMO, write_test_codes
 from tests.recipes.test_beside import OPTIONS, check_published, watch_command, write_events
 from tests.recipes.test_parts import read_store
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.test_launch import launch, wait_for_state, wait_until
+from tests.slurm.test_launch import (
+    NUM_STEPS,
+    job_state,
+    last_step,
+    launch,
+    launch_training,
+    load_weights,
+    read_log,
+    wait_for_state,
+    wait_until,
+)
 
 PATIENCE = 600.0
 MANIFEST = DATA_FOLDER / "speech.tsv"
@@ -83,11 +95,15 @@ def pipeline(file: Path, action: str) -> str:
     return process.stdout
 
 
-def wait_for_stage(file: Path, out: Path, name: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not (out / "stages" / f"{name}.done").exists():
-        assert time.monotonic() < deadline, pipeline(file, "status")
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s"
         time.sleep(0.2)
+
+
+def wait_for_stage(out: Path, name: str) -> None:
+    wait_for((out / "stages" / f"{name}.done").exists, f"end of {name}")
 
 
 def kill_part(part: str) -> None:
@@ -111,12 +127,13 @@ def test_a_pipeline_from_quantizer_to_probe_survives_the_death_of_a_member_of_it
     assert stages == ["quantizer", "codes", "pretraining", "average", "probes"]
 
     # Member 1 has one of its shards, and is killed before it has the others, 5 and 9.
-    wait_for_stage(file, out, "quantizer")
+    wait_for_stage(out, "quantizer")
     wait_until((out / "codes" / "shard-00001.arrow").exists, "shard of member 1")
     kill_part(f"1/{NUM_PARTS}")
     assert not (out / "codes" / "shard-00009.arrow").exists()
     for member in range(NUM_PARTS):
-        wait_for_stage(file, out, f"codes.{member}")
+        wait_for_stage(out, f"codes.{member}")
+    assert len(list((out / "logs" / "slurm").glob("code-*.json"))) == 1
     logs = "".join(path.read_text() for path in (out / "logs" / "slurm").glob("*/*_log.out"))
     assert logs.count("ended with code -9; restart 1 of 3") == 1
     assert logs.count("codes of 25 of 25 files") == 1  # completed once
@@ -131,11 +148,35 @@ def test_a_pipeline_from_quantizer_to_probe_survives_the_death_of_a_member_of_it
     assert len([name for name in expected if name.endswith(".arrow")]) == 13
     assert read_store(out / "codes") == expected
 
-    wait_for_stage(file, out, "probes")
+    wait_for_stage(out, "probes")
     results = json.loads((out / "probes" / "probe.json").read_text())["results"]
     assert {result["source"] for result in results} == {"mine", "mine_untrained", "log_mel"}
     assert re.findall(r"^(\w+) +done", pipeline(file, "status"), re.MULTILINE) == stages
     assert pipeline(file, "run") == ""
+
+
+@pytest.mark.slow
+def test_a_training_that_reaches_its_time_limit_ends_with_the_weights_of_an_uninterrupted_one(
+    cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    corpora = write_test_codes(tmp_path / "codes")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    jobs = [launch_training(out, corpora) for out in (run, whole)]
+    wait_for(lambda: last_step(run) > 0, "first checkpoint")
+
+    # A minute is the shortest limit, and the signal comes two minutes before: a limit that is near now is one as good.
+    run_time = re.search(r"RunTime=(\d+):(\d+):(\d+)", cluster.run("scontrol", "show", "job", jobs[0]))
+    assert run_time is not None
+    cluster.run("scontrol", "update", f"JobId={jobs[0]}", f"TimeLimit={60 * int(run_time[1]) + int(run_time[2]) + 2}")
+    wait_for(lambda: "Requeued job" in read_log(run), "requeue at the time limit")
+    cluster.run("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=30")
+    (step,) = re.findall(r"Stopping training at step (\d+)", read_log(run))
+    assert 0 < int(step) < NUM_STEPS
+
+    wait_for(lambda: {job_state(cluster, job) for job in jobs} == {"COMPLETED"}, "end of both runs")
+    assert re.findall(r"Resuming from step (\d+)", (run / "logs" / "rank_0.log").read_text()) == [step]
+    expected, actual = load_weights(whole), load_weights(run)
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
 
 
 @pytest.mark.slow
