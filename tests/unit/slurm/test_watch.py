@@ -30,8 +30,8 @@ def configure(run: Path, num_steps: int) -> None:
 
 
 def watch(run: Path, *options: str, recipe: tuple[str, ...] = ("ok", "{checkpoint}", "{step}")) -> int:
-    own = ("--cluster", "local", "--poll-seconds", "0.1", "--max-restarts", "0", *options)
-    return main([PROGRAM, str(run), *own, "--", *recipe])
+    limits = ("--poll-seconds", "0.1", "--max-idle-hours", "0.01", "--max-restarts", "0")
+    return main([PROGRAM, str(run), "--cluster", "local", *limits, *options, "--", *recipe])
 
 
 def starts(run: Path, step: int, name: str = "program") -> int:
