@@ -15,7 +15,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.models import find_spear_card, load_spear_config, load_spear_model, weights_digest
+from recipes.models import RunStep, find_spear_card, load_spear_config, load_spear_model, run_step_of, weights_digest
 from spear_plugin.data.manifest import Seconds
 from spear_plugin.models.spear import SpearModel, get_spear_model_hub, num_output_frames
 from spear_plugin.models.spear.fbank import NUM_MEL_BINS, SAMPLE_RATE, compute_fbank, num_fbank_frames
@@ -33,8 +33,8 @@ class FeatureSection(Validatable):
     fresh weights."""
 
     checkpoint: str | None = None
-    """For ``model`` and ``untrained``: an asset card's name, the output folder of a run (its last step is taken), or a
-    folder with the ``config.json`` and ``model.safetensors`` of a released model."""
+    """For ``model`` and ``untrained``: an asset card's name, the output folder of a run (its last step is taken),
+    ``RUN/checkpoints/step_N``, or a folder with the ``config.json`` and ``model.safetensors`` of a released model."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """For ``teacher``."""
@@ -103,6 +103,9 @@ class FeatureSource(ABC):
     layer_dims: Sequence[int]
     """The width of each layer."""
 
+    checkpoint: RunStep | None = None
+    """What it is of, if it is a checkpoint of a run."""
+
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
         """Return how many frames a file of ``num_samples`` at ``sample_rate`` gives; 0 if it is too short for one."""
@@ -146,7 +149,11 @@ def open_source(
 
             model = get_spear_model_hub().create_new_model(config, device=device)
 
-    return SpearSource(model, output_only=output_only)
+    source = SpearSource(model, output_only=output_only)
+
+    source.checkpoint = run_step_of(card) if section.kind == "model" else None
+
+    return source
 
 
 @final

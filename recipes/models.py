@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, final
 
 import torch
 from fairseq2.assets import (
@@ -52,12 +53,23 @@ _LOAD_ERRORS: Final = (
 )
 
 
+@final
+@dataclass(frozen=True)
+class RunStep:
+    """A checkpoint of a run."""
+
+    folder: Path
+    """The run's output folder."""
+
+    step_nr: int
+
+
 def find_spear_card(reference: str, where: str) -> AssetCard:
     """Return the card of a SPEAR model.
 
     Args:
-        reference: Name of a card; folder of a run, whose last checkpoint is meant; or folder with ``config.json`` and
-            ``model.safetensors``, as the authors release their models.
+        reference: Name of a card; folder of a run, whose last checkpoint is meant; ``RUN/checkpoints/step_N``; or
+            folder with ``config.json`` and ``model.safetensors``, as the authors release their models.
         where: The configuration's key, which messages begin with.
 
     Raises:
@@ -74,7 +86,7 @@ def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
     """Return the card of a model of a family.
 
     Args:
-        reference: Name of a card, or folder of a run, whose last checkpoint is meant.
+        reference: Name of a card; folder of a run, whose last checkpoint is meant; or ``RUN/checkpoints/step_N``.
         where: The configuration's key, which messages begin with.
         wanted_family: The family.
 
@@ -83,7 +95,7 @@ def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
     """
     folder = Path(reference)
     if folder.is_dir():
-        if (card := _last_checkpoint_card(folder)) is None:
+        if (card := _checkpoint_card(folder)) is None:
             raise RecipeError(
                 f"{where}: {folder} holds no finished checkpoint of a run. Train first, or name another folder."
             )
@@ -104,14 +116,16 @@ def default_model_name(folder: Path) -> str:
     return re.sub(r"\W+", "_", f"spear_{folder.resolve().name}")
 
 
-def run_folder_of(card: AssetCard) -> Path | None:
-    """Return the output folder of the run that a card of :func:`find_spear_card` is a checkpoint of, or None."""
+def run_step_of(card: AssetCard) -> RunStep | None:
+    """Return the checkpoint that a card of :func:`find_card` stands for, or None if it is of no run."""
     checkpoint = card.maybe_get_field("checkpoint")
     if card.base is None or checkpoint is None or not isinstance(checkpoint.value, str):
         return None
     # RUN/checkpoints/step_N/model
-    folder = Path(checkpoint.value).parents[2]
-    return folder if (folder / "checkpoints" / "model.yaml").is_file() else None
+    step, checkpoints, folder = list(Path(checkpoint.value).parents)[:3]
+    if checkpoints.name != "checkpoints" or not (checkpoints / "model.yaml").is_file():
+        return None
+    return RunStep(folder, int(step.name.removeprefix("step_")))
 
 
 def load_metadata(checkpoints: Path) -> AssetMetadataProvider:
@@ -209,12 +223,16 @@ def _named_card(name: str, where: str) -> AssetCard:
     return card
 
 
-def _last_checkpoint_card(folder: Path) -> AssetCard | None:
-    """Return the card that fairseq2 makes for the last step of a run, or None if there is no step."""
-    checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+def _checkpoint_card(folder: Path) -> AssetCard | None:
+    """Return the card that fairseq2 makes for a step of a run, or for its last, or None if there is no step."""
+    checkpoints, name = folder, "last_checkpoint"
+    if re.fullmatch(r"step_\d+", folder.name) and (folder.parent / "model.yaml").exists():
+        checkpoints, name = folder.parent, f"checkpoint_{folder.name}"
+    elif (folder / "checkpoints").is_dir():
+        checkpoints = folder / "checkpoints"
     if not (checkpoints / "model.yaml").exists():
         return None
-    return StandardAssetStore([load_metadata(checkpoints)]).maybe_retrieve_card("last_checkpoint")
+    return StandardAssetStore([load_metadata(checkpoints)]).maybe_retrieve_card(name)
 
 
 def _innermost(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from fairseq2.recipe.base import RecipeContext
 from typing_extensions import override
 
 from recipes.failures import FailureLists, shard_name
+from recipes.parts import CLAIM_FILE, WHOLE, Part, claim_completion
 from recipes.tasks import StoppableTask, WorkClock
 from spear_plugin.data.manifest import ManifestRow
 
@@ -21,19 +22,23 @@ class ShardWriter(Protocol):
     def has_shard(self, index: int) -> bool:
         """Return whether a shard is there already."""
 
+    def is_finished(self) -> bool:
+        """Return whether the store is complete, and of the shards that are there."""
+
 
 WriterT = TypeVar("WriterT", bound=ShardWriter)
 
 
 class ShardTask(StoppableTask, Generic[WriterT]):
-    """Writes a store in shards; process ``r`` of ``n`` takes shards ``r``, ``r + n``, ..."""
+    """Writes a store in shards; of those of its part, process ``r`` of ``n`` takes number ``r``, ``r + n``, ..."""
 
-    def __init__(self, context: RecipeContext, shards: list[list[ManifestRow]], *, activity: str) -> None:
+    def __init__(self, context: RecipeContext, shards: list[list[ManifestRow]], *, part: Part, activity: str) -> None:
         """Prepare the work.
 
         Args:
             context: Of the recipe; the store is its output folder.
             shards: The rows of the manifest in shards.
+            part: Which of them this job makes.
             activity: What is done to the files, for the progress bar.
         """
         super().__init__()
@@ -42,6 +47,7 @@ class ShardTask(StoppableTask, Generic[WriterT]):
         self._progress_reporter = context.progress_reporter
         self._failures = FailureLists(context.output_dir)
         self._shards = shards
+        self._part = part
         self._activity = activity
 
     @abstractmethod
@@ -54,7 +60,7 @@ class ShardTask(StoppableTask, Generic[WriterT]):
 
     @abstractmethod
     def _finish(self, writer: WriterT) -> None:
-        """Complete the store, when all shards are there; called by the first process."""
+        """Complete the store, when all shards are there; called by one process, again if that was killed."""
 
     @override
     def run(self) -> None:
@@ -70,14 +76,14 @@ class ShardTask(StoppableTask, Generic[WriterT]):
             self._make_shards(writer)
             gang.barrier()
             if gang.rank == 0:
-                self._finish(writer)
+                self._complete(writer)
 
         self._gangs.close()
 
     def _make_shards(self, writer: WriterT) -> WorkClock | None:
         """Make the missing shards of this process; return the clock of the work, or None if there was nothing to do."""
         gang = self._gangs.root
-        mine = range(gang.rank, len(self._shards), gang.size)
+        mine = range(len(self._shards))[self._part.index :: self._part.count][gang.rank :: gang.size]
         pending = [index for index in mine if not writer.has_shard(index)]
         if len(pending) < len(mine):
             log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
@@ -91,6 +97,24 @@ class ShardTask(StoppableTask, Generic[WriterT]):
                 pace = clock.advance(sum(row.duration for row in self._shards[index]))
                 log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
         return clock if pending else None
+
+    def _complete(self, writer: WriterT) -> None:
+        """Complete the store, unless shards of other parts are missing or another part does it."""
+        if self._part == WHOLE:
+            self._finish(writer)
+            (self._folder / CLAIM_FILE).unlink(missing_ok=True)  # of a part that was killed
+            return
+        # From the end, where a shard that is not there yet is found soon.
+        missing = next((n for n in reversed(range(len(self._shards))) if not writer.has_shard(n)), None)
+        if missing is not None:
+            other = Part(missing % self._part.count, self._part.count)
+            log.info("Part {} is done. The last one completes the store; part {} is not done yet.", self._part, other)
+            return
+        with claim_completion(self._folder, self._part, writer.is_finished) as objection:
+            if objection is None:
+                self._finish(writer)
+            else:
+                log.info("Part {} is done. {}", self._part, objection)
 
     def _write_failures(self, index: int, failures: Mapping[str, str]) -> None:
         """Replace the list of a shard's unusable files, id to problem."""

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
-from recipes.common import CorpusSection, check_failures, read_batches
+from recipes.common import check_failures, read_batches
+from recipes.parts import PartedCorpusSection
 from recipes.shards import ShardTask
 from recipes.tasks import WorkClock
 from spear_plugin.data.feature_writer import FeatureStoreWriter, StoredFeatures
@@ -27,7 +28,7 @@ from spear_plugin.data.manifest import ManifestRow, Seconds
 
 
 @dataclass(kw_only=True)
-class StoreCorpusSection(CorpusSection):
+class StoreCorpusSection(PartedCorpusSection):
     """The audio, and how much of it is worked off at once."""
 
     max_shard_seconds: float = 600.0
@@ -36,7 +37,7 @@ class StoreCorpusSection(CorpusSection):
 
     @override
     def validate(self) -> ValidationResult:
-        result = CorpusSection.validate(self)
+        result = PartedCorpusSection.validate(self)
 
         if self.max_shard_seconds <= 0:
             result.add_error(f"`max_shard_seconds` must be positive, but is {self.max_shard_seconds}.")
@@ -82,7 +83,7 @@ class StoreTask(ShardTask[FeatureStoreWriter]):
         self,
         context: RecipeContext,
         rows: Sequence[ManifestRow],
-        section: CorpusSection,
+        section: StoreCorpusSection,
         shards: list[list[ManifestRow]],
         meta: FeatureStoreMeta,
         maker: FeatureMaker,
@@ -97,7 +98,7 @@ class StoreTask(ShardTask[FeatureStoreWriter]):
             meta: What is stored.
             maker: Makes it.
         """
-        super().__init__(context, shards, activity="extract")
+        super().__init__(context, shards, part=section.own_part, activity="extract")
         self._section = section
         self._maker = maker
         self._ids = [row.id for row in rows]

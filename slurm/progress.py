@@ -67,7 +67,7 @@ def stage_status(plan: Plan, stage: PlannedStage, *, is_local: bool) -> StageSta
         name=stage.name,
         state=state,
         step=last.get("Step"),
-        num_steps=_planned_steps(stage.folder / "config.yaml"),
+        num_steps=planned_steps(stage.folder),
         steps_per_second=_rate(records) if state != "done" else None,
         metrics=", ".join(shown),
         log=log,
@@ -101,7 +101,7 @@ def _find_state(plan: Plan, stage: PlannedStage, is_local: bool) -> tuple[str, s
         if not log.exists():
             return "", "not started"
         return str(log), "failed" if " ERROR: " in last_lines(log, 20) else "started"
-    record = JobRecord(plan, stage).read()
+    record = JobRecord(plan.out, stage.name, stage.commands).read()
     if record is None:
         return "", "not submitted"
     return str(record["logs"][0]), job_state(record["job"]).lower()
@@ -115,9 +115,10 @@ def _rate(records: list[dict[str, Any]]) -> float | None:
     return (last["Step"] - first["Step"]) / seconds if seconds > 0 else None
 
 
-def _planned_steps(path: Path) -> int | None:
+def planned_steps(run: Path) -> int | None:
+    """Return the last step of a training run by its configuration, or None if it is not known."""
     try:
-        num_steps = yaml.safe_load(path.read_text(encoding="utf-8"))["regime"]["num_steps"]
+        num_steps = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["regime"]["num_steps"]
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return None
     return num_steps if isinstance(num_steps, int) else None

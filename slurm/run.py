@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -12,10 +14,13 @@ from slurm.files import LaunchError, Mark, write_atomically
 from slurm.job import RecipeJob
 from slurm.plan import Plan, PlannedStage
 from slurm.resources import Resources
+from slurm.snapshot import save_code_state
 from slurm.stages import Stage, stage_mark
 from slurm.submission import submit
 
 ALIVE: Final = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING")
+
+NO_ANSWER: Final = "NO ANSWER"
 
 
 def local_stages(plan: Plan, num_cores: int) -> list[Stage]:
@@ -68,6 +73,7 @@ class SlurmRunner:
     def __init__(self, plan: Plan, root: Path) -> None:
         self._plan = plan
         self._root = root
+        self._code_is_saved = False
 
     def run(self) -> dict[str, str]:
         """Submit the stages; return the job of each that is under way."""
@@ -83,7 +89,7 @@ class SlurmRunner:
         pending = [i for i, mark in enumerate(marks) if dependencies or mark.read() is None]
         if not pending:
             return None
-        record = JobRecord(self._plan, stage)
+        record = JobRecord(self._plan.out, stage.name, stage.commands)
         if (job := record.find_alive()) is not None:
             return job
         folder = self._plan.out / "logs" / "slurm"
@@ -100,6 +106,9 @@ class SlurmRunner:
             )
             for i in pending
         ]
+        if not self._code_is_saved:
+            save_code_state(self._root, folder, sys.argv)
+            self._code_is_saved = True
         for i in pending:
             marks[i].path.unlink(missing_ok=True)
         submitted = submit(work, resources, cluster="slurm", name=stage.name, folder=folder)
@@ -110,11 +119,11 @@ class SlurmRunner:
 
 @final
 class JobRecord:
-    """Which job runs a stage: ``OUT/stages/NAME.job``."""
+    """Which job runs a stage's commands: ``FOLDER/stages/NAME.job``."""
 
-    def __init__(self, plan: Plan, stage: PlannedStage) -> None:
-        self._path = plan.out / "stages" / f"{stage.name}.job"
-        self._commands = [list(command) for command in stage.commands]
+    def __init__(self, folder: Path, name: str, commands: Sequence[Sequence[str]]) -> None:
+        self._path = folder / "stages" / f"{name}.job"
+        self._commands = [list(command) for command in commands]
 
     def write(self, job: str, logs: list[str]) -> None:
         """Record a job."""
@@ -137,7 +146,7 @@ class JobRecord:
 
 
 def job_state(job: str) -> str:
-    """Return a job's state in Slurm's words, or UNKNOWN if the controller has forgotten it."""
+    """Return a job's state in Slurm's words, UNKNOWN if the controller has forgotten it, `NO_ANSWER` if it is away."""
     try:
         process = subprocess.run(
             ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
@@ -147,6 +156,8 @@ def job_state(job: str) -> str:
         )
     except OSError:
         raise LaunchError("There is no Slurm on this machine (no `squeue`): use `--cluster local`.") from None
+    if process.returncode != 0 and "Invalid job id" not in process.stderr:
+        return NO_ANSWER
     states = process.stdout.split()
     return next((state for state in states if state in ALIVE), states[0] if states else "UNKNOWN")
 

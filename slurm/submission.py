@@ -54,6 +54,13 @@ def script(resources: Resources, *, root: Path, name: str, folder: Path, num_job
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
+def explain_failure(log: Path) -> str:
+    """Return why a job failed, from the log of its first task."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    reasons = [line.partition("JobError: ")[2] for line in lines if "JobError: " in line]
+    return reasons[-1] if reasons else "it did not say why."
+
+
 @final
 class _SlurmExecutor(SlurmExecutor):
     """Submitit's own, which also makes scripts where Slurm is not installed."""

@@ -116,6 +116,7 @@ def test_manifests_and_audio_can_be_used_without_waiting_for_torch() -> None:
 
 
 def test_a_job_can_be_submitted_without_waiting_for_torch() -> None:
-    code = "import sys, slurm.launch, slurm.pipeline; print('torch' in sys.modules or 'fairseq2' in sys.modules)"
+    modules = "slurm.launch, slurm.pipeline, slurm.watch"
+    code = f"import sys, {modules}; print('torch' in sys.modules or 'fairseq2' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert output.strip() == "False"

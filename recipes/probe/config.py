@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from recipes.features import FeatureSection
 from spear_plugin.evaluation import DEFAULT_L2
 
 LAYER_MODES: Final = ("best", "weighted")
+
+_CATEGORY: Final = re.compile(r"(?!train|valid)[-_a-zA-Z0-9]+")
 
 
 @dataclass(kw_only=True)
@@ -108,6 +111,13 @@ class ProbeConfig(Validatable):
     tasks: list[Path] = field(default_factory=list)
     """Task files, as ``recipes.corpus`` writes them."""
 
+    baselines: bool = True
+    """Whether to add these two. They are the same for all checkpoints of a run."""
+
+    publish: str | None = None
+    """A word, such as probe: where the accuracies go in the run whose checkpoint a ``model`` is, at its step:
+    ``RUN/tb/probe`` and ``RUN/metrics/probe.jsonl``. Models must be checkpoints of runs then. If ``None``, nowhere."""
+
     probe: ProbeSection = field(default_factory=ProbeSection)
 
     gang: GangSection = field(default_factory=GangSection)
@@ -122,6 +132,12 @@ class ProbeConfig(Validatable):
 
         if not self.tasks:
             result.add_error("`tasks` must name at least one task file.")
+
+        if self.publish is not None and not _CATEGORY.fullmatch(self.publish):
+            result.add_error(
+                "`publish` must be a word of letters, digits, - and _ that does not begin with train or valid, which "
+                f"training uses, but is '{self.publish}'."
+            )
 
         for key, names in (("features", [s.name for s in self.features]), ("tasks", [p.stem for p in self.tasks])):
             if len(set(names)) < len(names):

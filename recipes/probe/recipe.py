@@ -6,18 +6,21 @@ from typing import final
 
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
+from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from fairseq2.utils.rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
 from recipes.features import FeatureSource, open_source
+from recipes.models import RunStep
 from recipes.probe.config import ProbeConfig, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
 from recipes.probe.fitting import fit_best_layer, fit_weighted_layers, pooled_majority_accuracy
 from recipes.probe.report import print_report, write_report
 from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
 from recipes.probe.tasks import ProbeTask, read_task
+from recipes.publishing import publish
 from recipes.tasks import StoppableTask, refuse_several_processes
 
 
@@ -49,6 +52,8 @@ class ProbeRun(StoppableTask):
         self._progress_reporter = context.progress_reporter
         self._store = ResultStore(self._folder / "results")
 
+        self._checkpoints: dict[str, RunStep] = {}
+
     @override
     def run(self) -> None:
         with self._progress_reporter:
@@ -66,9 +71,11 @@ class ProbeRun(StoppableTask):
                     task.test.numel(),
                 )
 
+            sources = self._config.features
+
             results = [
                 result
-                for source_section in complete_sources(self._config.features)
+                for source_section in (complete_sources(sources) if self._config.baselines else sources)
                 for result in self._probe_source(source_section, tasks)
             ]
 
@@ -79,11 +86,15 @@ class ProbeRun(StoppableTask):
 
         write_report(self._folder, results, differences)
 
+        self._publish(results)
+
         print_report(get_console(), results, differences)
 
     def _probe_source(self, section: SourceSection, tasks: list[ProbeTask]) -> list[ProbeResult]:
         """Return the results of a source on all tasks, those already stored first."""
         source = open_source(section, device=self._device, seed=self._config.common.seed)
+
+        self._note_checkpoint(section, source)
 
         identities = {task.name: _identity(task, source, section) for task in tasks}
 
@@ -105,6 +116,32 @@ class ProbeRun(StoppableTask):
                 results[task.name] = result
 
         return [result for result in results.values() if result is not None]
+
+    def _note_checkpoint(self, section: SourceSection, source: FeatureSource) -> None:
+        """Remember which checkpoint of a run a model is, if it is one."""
+        if source.checkpoint is not None:
+            self._checkpoints[section.name] = source.checkpoint
+        elif section.kind == "model" and self._config.publish is not None:
+            raise RecipeError(
+                f"{section.checkpoint_key}: must be a checkpoint of a run when `publish` is set, but "
+                f"'{section.checkpoint}' is none."
+            )
+
+    def _publish(self, results: list[ProbeResult]) -> None:
+        """Add to each run the accuracies of its checkpoint, and of the sources that are of no run."""
+        if (category := self._config.publish) is None:
+            return
+
+        for checkpoint in set(self._checkpoints.values()):
+            values = {
+                f"{result.task}/{result.source}": result.accuracy
+                for result in results
+                if self._checkpoints.get(result.source, checkpoint) == checkpoint
+            }
+
+            publish(checkpoint, category, values)
+
+            log.info("Published to {} at step {}, as {}.", checkpoint.folder, checkpoint.step_nr, category)
 
     def _extract(
         self, section: SourceSection, source: FeatureSource, tasks: list[ProbeTask]

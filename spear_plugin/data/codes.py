@@ -113,6 +113,15 @@ class CodeStoreWriter:
 
         _write_json(self.folder / COMPLETE_FILE, {"shards": {shard.path.name: shard.checksum for shard in shards}})
 
+    def is_finished(self) -> bool:
+        """Return whether the store is marked as complete with the shards that are there."""
+        try:
+            CodeStore(self.folder)
+        except CodeStoreError:
+            return False
+
+        return True
+
     def _check_codes(self, id_: str, codes: StoredCodes) -> None:
         dtype = self.identity.code_dtype
 

@@ -97,11 +97,21 @@ class FeatureStoreWriter:
 
         :raises FeatureStoreError: If a shard is missing.
         """
-        entries = [entry for index in range(self._meta.num_shards) for entry in read_index(self._part_path(index))]
+        entries = self._entries()
         _write_index(self._folder / INDEX_FILE, entries)
         for leftover in self._folder.rglob(".*.tmp"):  # of processes that were killed
             leftover.unlink(missing_ok=True)
         return len(entries)
+
+    def is_finished(self) -> bool:
+        """Return whether the index of all shards is there and is theirs."""
+        try:
+            return list(read_index(self._folder / INDEX_FILE)) == self._entries()
+        except FeatureStoreError:
+            return False
+
+    def _entries(self) -> list[tuple[str, str, int]]:
+        return [entry for index in range(self._meta.num_shards) for entry in read_index(self._part_path(index))]
 
     def _part_path(self, index: int) -> Path:
         return self._folder / "index" / f"{_shard_name(index)}.tsv"

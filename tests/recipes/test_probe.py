@@ -26,7 +26,7 @@ from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import create_spear_model, get_spear_model_hub
 from tests.common import assert_close, assert_equal
-from tests.recipes.common import save_run
+from tests.recipes.common import call_recipe, save_run
 from tests.unit.models.spear.test_released import narrow_config
 
 RATE = 16_000
@@ -544,3 +544,54 @@ def test_result_store_ignores_results_of_another_identity(tmp_path: Path) -> Non
     assert store.find("t", "s", "b") is None
 
     assert store.find("t", "other", "a") is None
+
+
+def test_recipe_publishes_accuracies_to_the_run_at_the_step_of_its_checkpoint(corpus: Path, tmp_path: Path) -> None:
+    run_folder = save_run(tmp_path / "run", seed=1)
+
+    step_folder = run_folder / "checkpoints" / "step_2"
+
+    step_folder.with_name("step_10").mkdir()  # later, but not what is asked for
+
+    config = make_config(
+        corpus, features=[SourceSection(name="mine", checkpoint=str(step_folder))], publish="probe", baselines=False
+    )
+
+    results = run_probe(config, tmp_path / "out")
+
+    assert set(results) == {("phones", "mine"), ("events", "mine")}
+
+    (line,) = (run_folder / "metrics" / "probe.jsonl").read_text().splitlines()
+
+    record = json.loads(line)
+
+    assert record.pop("Time")
+
+    assert record == {"Step": 2} | {f"{task}/{name}": result["accuracy"] for (task, name), result in results.items()}
+
+    assert len(list((run_folder / "tb" / "probe").glob("events.*"))) == 1
+
+
+def test_recipe_publishes_only_what_is_a_checkpoint_of_a_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    released = save_run(tmp_path / "run", seed=1) / "checkpoints"
+
+    released.rename(tmp_path / "moved")
+
+    arguments = [
+        *(str(tmp_path / "out"), "--config", f"tasks=[{corpus / 'events.tsv'}]", "publish=probe"),
+        f"features=[{{name: mine, checkpoint: {tmp_path / 'moved'}}}]",
+    ]
+
+    code, lines = call_recipe(ProbeRecipe(), arguments, monkeypatch, capsys)
+
+    assert (code, len(lines)) == (2, 1)
+
+    assert "features 'mine', `checkpoint`: must be a checkpoint of a run when `publish` is set, but" in lines[0]
+
+    code, lines = call_recipe(ProbeRecipe(), [*arguments, "publish=valid/mine"], monkeypatch, capsys)
+
+    assert (code, len(lines)) == (2, 1)
+
+    assert "`publish` must be a word of letters, digits, - and _" in lines[0]

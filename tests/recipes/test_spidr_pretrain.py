@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fairseq2.device import CPU
 
 from recipes.spidr.pretrain.recipe import SpidrPretrainRecipe
-from spear_plugin.models.spidr import get_spidr_model_hub
+from recipes.stopping import STOPPED_EXIT_CODE
+from spear_plugin.models.spidr import SpidrModel, get_spidr_model_hub
 from tests.common import DATA_FOLDER
 from tests.recipes.common import PretrainRunner, find_run_card
 
@@ -93,6 +97,27 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(runner: SpidrRunner,
     assert sorted(repeated) == [3, 4]
     for name in ("Loss", "Target Perplexity", "Predicted Perplexity"):
         assert repeated[4][name] == metrics[4][name]
+
+
+def test_a_signal_stops_a_run_with_a_checkpoint_from_which_it_goes_on(
+    runner: SpidrRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert runner.run(run="whole") == (0, [])
+    forward, num_batches = SpidrModel.forward, 0
+
+    def forward_and_signal(model: SpidrModel, *arguments: Any) -> Any:
+        nonlocal num_batches
+        num_batches += model.training
+        if model.training and num_batches == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(model, *arguments)
+
+    monkeypatch.setattr(SpidrModel, "forward", forward_and_signal)
+    assert runner.run() == (STOPPED_EXIT_CODE, [])
+    assert {path.name for path in (runner.folder / "run" / "checkpoints").glob("step_*")} == {"step_2", "step_3"}
+    assert runner.run() == (0, [])
+    expected, actual = (runner.load_weights(4, run=run) for run in ("whole", "run"))
+    assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []
 
 
 def test_every_step_moves_codebooks_and_teacher_and_only_what_has_a_gradient(runner: SpidrRunner) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -21,7 +22,9 @@ NODES: Final = ("spearnode1", "spearnode2")
 _CONFIGURATION: Final = """\
 ClusterName=spear
 SlurmctldHost={host}
-SlurmctldPort=17810
+SlurmctldPort={port}
+# From it follow the ports at which the processes of a job meet: other sessions on this machine need others.
+FirstJobId={first_job}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -102,7 +105,8 @@ class SlurmCluster:
         self._signal(node, signal.SIGKILL)
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
-                if f"SLURMD_NODENAME={node}\0".encode() in path.read_bytes():
+                environment = path.read_bytes()
+                if f"SLURMD_NODENAME={node}\0".encode() in environment and os.fsencode(self._folder) in environment:
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
     def wait_until_idle(self) -> None:
@@ -152,10 +156,12 @@ class SlurmCluster:
 
     def _configure(self) -> None:
         host = socket.gethostname()
-        lines = [_CONFIGURATION.format(host=host, folder=self._folder)]
+        port, *node_ports = _find_free_ports(1 + len(NODES))
+        first_job = random.randint(1, 50) * 1000
+        lines = [_CONFIGURATION.format(host=host, folder=self._folder, port=port, first_job=first_job)]
         lines += [
-            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={17811 + index} CPUs=4 RealMemory=4000\n"
-            for index, node in enumerate(NODES)
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=4 RealMemory=4000\n"
+            for node, node_port in zip(NODES, node_ports, strict=True)
         ]
         lines.append(f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP\n")
         self.configuration.write_text("".join(lines))
@@ -166,3 +172,13 @@ class SlurmCluster:
     def _signal(self, name: str, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((self._folder / f"{name}.pid").read_text()), number)
+
+
+def _find_free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

@@ -6,7 +6,8 @@ from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
-from recipes.common import CorpusSection, default_common_section
+from recipes.common import default_common_section
+from recipes.parts import PartedCorpusSection
 from spear_plugin.teachers import TeacherConfig
 
 
@@ -26,13 +27,13 @@ class QuantizerSection(Validatable):
 
 
 @dataclass(kw_only=True)
-class EncodeCorpusSection(CorpusSection):
+class EncodeCorpusSection(PartedCorpusSection):
     rows_per_shard: int = 1000
     """Files of a shard, the unit of work: shards go to the processes in turn, a killed run loses unfinished ones."""
 
     @override
     def validate(self) -> ValidationResult:
-        result = CorpusSection.validate(self)
+        result = PartedCorpusSection.validate(self)
 
         if self.rows_per_shard < 1:
             result.add_error(f"`rows_per_shard` must be at least 1, but is {self.rows_per_shard}.")

@@ -80,7 +80,7 @@ class MvqEncodeTask(ShardTask[CodeStoreWriter]):
         config = context.get_config_as(MvqEncodeConfig)
         size = config.corpus.rows_per_shard
         shards = [rows[start : start + size] for start in range(0, len(rows), size)]
-        super().__init__(context, shards, activity="encode")
+        super().__init__(context, shards, part=config.corpus.own_part, activity="encode")
         self._section = config.corpus
         self._teacher = teacher
         self._quantizer = quantizer

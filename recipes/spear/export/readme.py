@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from fairseq2.assets import AssetCard
 
-from recipes.models import run_folder_of
+from recipes.models import run_step_of
 from recipes.spear.export.config import SpearExportConfig
 from spear_plugin.data.files import atomic_file
 from spear_plugin.models.spear import SpearConfig, output_frame_rate_hz
@@ -77,13 +77,12 @@ def write_readme(folder: Path, name: str, source: AssetCard, config: SpearConfig
 
 
 def _describe_training(source: AssetCard) -> Iterator[str]:
-    run = run_folder_of(source)
-    checkpoint = source.maybe_get_field("checkpoint")
-    if run is None or checkpoint is None or not (run / "config.yaml").is_file():
+    run = run_step_of(source)
+    if run is None or not (run.folder / "config.yaml").is_file():
         yield f"Made from the model `{source.name}`; what that was trained on is not recorded with it."
         return
-    run_config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    yield f"Checkpoint `{Path(str(checkpoint.value)).parent.name}` of `recipes.spear.pretrain`, trained on:"
+    run_config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    yield f"Checkpoint `step_{run.step_nr}` of `recipes.spear.pretrain`, trained on:"
     yield ""
     dataset = _section(_section(run_config, "dataset"), "config_overrides")
     for corpus in dataset.get("train") or [{}]:

@@ -9,6 +9,7 @@ from fairseq2.task import Task
 from typing_extensions import override
 
 from recipes.elastic import adapt_checkpoint
+from recipes.graceful import GracefulTraining
 from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spidr.pretrain.config import SpidrPretrainConfig
 from recipes.spidr.pretrain.metrics import SpidrMetrics
@@ -49,7 +50,9 @@ class SpidrPretrainRecipe(Recipe):
         updater = TeacherUpdater(model, context.gangs.dp)
         updater.attach(context.get_optimizer())
         adapt_checkpoint(context, seed=config.common.seed)
-        return context.create_trainer(SpidrTrainUnit(criterion, updater), train_reader, valid_units, valid_readers)
+        train_unit = SpidrTrainUnit(criterion, updater)
+        trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
+        return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
 
     def _create_reader(self, context: RecipeContext, split: str, model_config: SpidrConfig) -> DataReader[SpearBatch]:
         config = context.get_config_as(SpidrPretrainConfig)

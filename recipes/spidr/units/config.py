@@ -79,4 +79,6 @@ class SpidrUnitsConfig(Validatable):
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 result.add_error(f"`{name}` must be one of {', '.join(choices)}, but is '{value}'.")
+        if self.units_from == "kmeans" and self.kmeans.path is None and self.corpus.part is not None:
+            result.add_error("`kmeans.path` must be set with `corpus.part`: all parts must have the same clusters.")
         return result

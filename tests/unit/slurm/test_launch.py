@@ -16,7 +16,8 @@ from recipes.stopping import STOPPED_EXIT_CODE
 from slurm import job
 from slurm.clusters import read_preset
 from slurm.files import LaunchError, Mark
-from slurm.launch import main, split_arguments
+from slurm.launch import main
+from slurm.options import split_arguments
 from slurm.resources import Resources
 from slurm.snapshot import copy_code, save_code_state
 
@@ -131,6 +132,13 @@ def test_a_local_launch_runs_its_tasks_as_one_group_and_restarts_them_after_a_cr
     assert (starts(tmp_path, 0), starts(tmp_path, 1)) == (2, 2)
     lines = (tmp_path / "rank-1-start-1").read_text().splitlines()
     assert {"RANK=1", "WORLD_SIZE=2", "LOCAL_RANK=1", "LOCAL_WORLD_SIZE=2"} <= set(lines)
+
+
+def test_a_launch_for_debugging_is_one_process_here(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "slurm.launch", PROGRAM, str(tmp_path), "--cluster", "debug", "--", "ok"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 0, process.stderr
+    assert "WORLD_SIZE=1" in (tmp_path / "rank-0-start-0").read_text().splitlines()
 
 
 def test_a_wrong_configuration_is_not_started_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
