@@ -16,7 +16,8 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from torch import Tensor
 
 import recipes.probe.recipe as probe_recipe
-from recipes.features import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, SpearSource, open_source
+from recipes.feature_sources import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, SpearSource
+from recipes.features import open_source
 from recipes.probe.config import ProbeConfig, ProbeSection, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
 from recipes.probe.recipe import ProbeRecipe

@@ -148,7 +148,7 @@ def test_a_run_goes_on_with_the_shards_that_are_missing(make_units: Call, tmp_pa
     ("options", "pattern"),
     [
         (["layer=1"], r"`layer` must be one with a head, from 2 to 3, but is 1"),
-        (["layer=4", "content=features"], r"`layer` must be one of the model, from 1 to 3, but is 4"),
+        (["layer=4", "content=features"], r"`layer` must be one of SpidR, from 1 to 3, but is 4"),
         (["content=codes"], r"`content` must be one of units, probabilities, features, but is 'codes'"),
         (["units_from=kmeans", "kmeans.num_clusters=30000"], r"`kmeans.num_clusters` must be at most the \d+ frames"),
         (["units_from=kmeans", "kmeans.path=nowhere.safetensors"], r"nowhere.safetensors: cannot be read as clusters"),
