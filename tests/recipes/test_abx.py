@@ -329,6 +329,9 @@ def test_models_and_log_mel_are_compared_on_real_speech(evaluate: Call, tmp_path
     layers = {"spear": 3, "spidr": 3, "mel": 1, "fresh": 3, "whisper": 1}
     assert set(results) == {(name, layer) for name, count in layers.items() for layer in range(1, count + 1)}
     errors = {key: float(result["within"]) for key, result in results.items()}
-    assert all(0 < error < 0.5 for error in errors.values())
-    assert errors["whisper", 1] < errors["mel", 1]
+    assert errors["whisper", 1] < errors["mel", 1] < 0.25
+    assert all(0.2 < errors["spear", layer] < 0.4 for layer in (1, 2, 3))
+    # A SpidR model of this size knows nothing without training.
+    assert all(0.4 < errors[name, layer] < 0.6 for name in ("spidr", "fresh") for layer in (1, 2, 3))
+    assert errors["spidr", 1] != errors["fresh", 1]
     assert {result["across"] for result in results.values()} == {""}

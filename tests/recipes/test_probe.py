@@ -417,11 +417,11 @@ def test_open_source_loads_the_last_step_and_seeds_the_untrained_model(tmp_path:
     ("checkpoint", "message"),
     [
         ("no_such_card", r"features 'a', `checkpoint`: .* but 'no_such_card' is neither"),
-        ("wav2vec2_base", r"must be a model of the family spear, but 'wav2vec2_base' is of 'wav2vec2'"),
+        ("wav2vec2_base", r"must be a model of the family spear or spidr, but 'wav2vec2_base' is of 'wav2vec2'"),
         ("{empty}", r"holds no finished checkpoint"),
     ],
 )
-def test_open_source_raises_error_when_the_checkpoint_is_no_spear_model(
+def test_open_source_raises_error_when_the_checkpoint_is_no_model_of_ours(
     tmp_path: Path, checkpoint: str, message: str
 ) -> None:
     section = SourceSection(name="a", checkpoint=checkpoint.format(empty=tmp_path))
