@@ -1,4 +1,4 @@
-"""ABX errors of the layers in a folder that recipes.abx.exchange wrote: ``python -P fastabx_program.py FOLDER``.
+"""ABX errors of the layers in folders that recipes.abx.exchange wrote; standard input names the folders, one a line.
 
 Runs in .venv-abx and sees none of our modules. Prints a JSON object for each layer: ``within``, and ``across`` or null.
 Cells and means are those of ZeroSpeech 2021: errors of cells are averaged over contexts, then over speakers, then over
@@ -20,8 +20,8 @@ from fastabx import Dataset, InMemoryAccessor, Score, Subsampler, Task
 _CONTEXT: Final = ("prev-phone", "next-phone")
 
 
-def main(folder: Path) -> None:
-    """Print the errors."""
+def score_folder(folder: Path) -> None:
+    """Print the errors of a folder's layers."""
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     phones = ["#phone", *_CONTEXT, "speaker"]
     labels = pl.read_csv(folder / "items.item", separator=" ", infer_schema=False).select(phones)
@@ -48,4 +48,5 @@ def compute_error(dataset: Dataset, request: dict[str, Any], *, is_across: bool)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for line in sys.stdin:
+        score_folder(Path(line.rstrip("\n")))

@@ -21,7 +21,7 @@ from recipes.abx.quality import measure_units
 from recipes.abx.reading import FrameReader, open_reader
 from recipes.abx.report import print_report, write_report
 from recipes.abx.results import LayerErrors, ResultStore, SourceResult
-from recipes.abx.scoring import find_interpreter, score_layers
+from recipes.abx.scoring import FastAbx, find_interpreter
 from recipes.tasks import StoppableTask, refuse_several_processes
 
 _ITEM_FILE: Final = "items.item"
@@ -68,12 +68,16 @@ class AbxRun(StoppableTask):
         )
         if corpus.num_speakers < 2:
             log.warning("With one speaker there are no errors across speakers.")
-        with self._progress_reporter:
-            results = [self._evaluate(section, corpus, python) for section in self._config.features]
+        log_path = self._folder / "logs" / "fastabx.log"
+        with (
+            self._progress_reporter,
+            FastAbx(python, log_path, use_cuda=self._device.type == "cuda") as fastabx,
+        ):
+            results = [self._evaluate(section, corpus, fastabx) for section in self._config.features]
         write_report(self._folder, results)
         print_report(get_console(), results)
 
-    def _evaluate(self, section: AbxSourceSection, corpus: PhoneCorpus, python: Path) -> SourceResult:
+    def _evaluate(self, section: AbxSourceSection, corpus: PhoneCorpus, fastabx: FastAbx) -> SourceResult:
         """Return the result of a source, the one already stored if there is one."""
         config = self._config
         reader = open_reader(section, config.corpus, seed=config.common.seed, device=self._device)
@@ -83,11 +87,12 @@ class AbxRun(StoppableTask):
             log.info("Source {}: the finished result is kept.", section.name)
             return result
 
+        fastabx.start()
         start = time.perf_counter()
         units = None
         if reader.num_units is not None:
             units = measure_units(reader, corpus, config.abx.ignored_phones)
-        layers = self._score(section, reader, corpus, settings, python)
+        layers = self._score(section, reader, corpus, settings, fastabx)
         result = SourceResult(
             identity=identity,
             source=section.name,
@@ -124,7 +129,7 @@ class AbxRun(StoppableTask):
         reader: FrameReader,
         corpus: PhoneCorpus,
         settings: dict[str, Any],
-        python: Path,
+        fastabx: FastAbx,
     ) -> list[LayerErrors]:
         """Write what fastabx reads to a folder that is gone afterwards, and return the errors."""
         reporter, layers = self._progress_reporter, list(reader.layers)
@@ -138,8 +143,7 @@ class AbxRun(StoppableTask):
                 write_exchange(folder, reader, corpus, settings, advance)
 
             with reporter.create_task(f"{section.name}: compare (layers)", total=len(layers)) as progress:
-                use_cuda = self._device.type == "cuda"
-                return score_layers(python, folder, layers, use_cuda=use_cuda, advance=advance)
+                return fastabx.score(folder, layers, advance)
 
 
 @contextmanager

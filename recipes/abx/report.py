@@ -34,19 +34,31 @@ def write_report(folder: Path, results: Sequence[SourceResult]) -> None:
 
 
 def print_report(console: Console, results: Sequence[SourceResult]) -> None:
-    """Print the errors of all layers, the best one of each source marked, and what is known of units."""
-    table = Table(title="ABX errors in %, and units against phones")
-    table.add_column("features")
-    for name in ("layer", "within", "across", "PNMI", "phone purity", "cluster purity", "perplexity", "bit/s"):
-        table.add_column(name, justify="right")
+    """Print the errors of all layers, the best one of each source marked, and below them what is known of units."""
+    table = _create_table("ABX errors in %", "features", "layer", "within", "across")
     for result, layer in _layers_of(results):
         mark = "*" if layer == result.best and len(result.layers) > 1 else ""
-        cells = [f"{layer.layer or '-'}{mark}", _percent(layer.within), _percent(layer.across)]
-        if (units := result.units) is not None:
-            cells += [f"{units.pnmi:.3f}", f"{units.phone_purity:.3f}", f"{units.cluster_purity:.3f}"]
-            cells += [f"{units.perplexity:.1f}", f"{units.bitrate:.1f}"]
-        table.add_row(result.source, *cells)
+        table.add_row(result.source, f"{layer.layer or '-'}{mark}", _percent(layer.within), _percent(layer.across))
     console.print(table)
+
+    columns = ("PNMI", "phone purity", "cluster purity", "perplexity", "used", "bit/s")
+    table = _create_table("Units and phones", "units", *columns)
+    for result in results:
+        if (units := result.units) is not None:
+            shares = [f"{share:.3f}" for share in (units.pnmi, units.phone_purity, units.cluster_purity)]
+            table.add_row(
+                result.source, *shares, f"{units.perplexity:.1f}", str(units.num_active), f"{units.bitrate:.1f}"
+            )
+    if table.row_count > 0:
+        console.print(table)
+
+
+def _create_table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
 
 
 def _layers_of(results: Sequence[SourceResult]) -> Iterator[tuple[SourceResult, LayerErrors]]:
