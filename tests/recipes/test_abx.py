@@ -120,12 +120,16 @@ def naive_error(
     is_across: bool,
 ) -> float:
     """Return the error by its definition, on one frame for each phone."""
-    groups = defaultdict(list)  # frames by context, speaker and phone
+    groups = defaultdict(list)  # numbers of frames by context, speaker and phone
+    all_frames = []
     for id_, segments in alignment.items():
         for index in range(1, len(segments) - 1):
             before, segment, after = segments[index - 1 : index + 2]
             context = (before.phone, after.phone) if has_context else ()
-            groups[context, speakers[id_], segment.phone].append(frames[id_][index])
+            groups[context, speakers[id_], segment.phone].append(len(all_frames))
+            all_frames.append(frames[id_][index])
+    directions = torch.nn.functional.normalize(torch.stack(all_frames).double(), dim=1)
+    angles = (directions @ directions.T).clamp(-1, 1).acos().numpy()
     cells = defaultdict(list)  # by pair of phones and speaker of A and B
     for (context, speaker, a), (other_context, other_speaker, b) in itertools.product(groups, groups):
         if a == b or context != other_context or speaker != other_speaker:
@@ -133,9 +137,9 @@ def naive_error(
         for x_speaker in sorted(set(speakers.values())):
             if (x_speaker != speaker) == is_across and (xs := groups.get((context, x_speaker, a))):
                 wrong = [
-                    float(angle(x, y) > angle(x, z)) + 0.5 * float(angle(x, y) == angle(x, z))
+                    float(angles[x, y] > angles[x, z]) + 0.5 * float(angles[x, y] == angles[x, z])
                     for x, y, z in itertools.product(xs, groups[context, speaker, a], groups[context, speaker, b])
-                    if x is not y
+                    if x != y
                 ]
                 if wrong:
                     cells[a, b, speaker].append(np.mean(wrong))
@@ -143,10 +147,6 @@ def naive_error(
     for (a, b, _), errors in cells.items():
         pairs[a, b].append(np.mean(errors))
     return float(np.mean([np.mean(errors) for errors in pairs.values()]))
-
-
-def angle(x: Tensor, y: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(x.double(), y.double(), dim=0).clamp(-1, 1).acos())
 
 
 def test_what_separates_phones_has_no_errors_and_what_is_random_half(evaluate: Call, tmp_path: Path) -> None:
