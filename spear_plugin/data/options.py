@@ -68,6 +68,7 @@ class ReaderOptions:
     """Target streams by name."""
 
     num_buckets: int = 20
+    """Classes of like lengths: more of them pad less and mix less."""
 
     shuffle: bool = True
     """True: training, without end. False: validation, each example once."""
@@ -81,7 +82,7 @@ class ReaderOptions:
     """Batches read at the same time."""
 
     num_prefetch: int = 4
-    """Batches ready in advance; they are part of a checkpoint."""
+    """Batches ready in advance."""
 
     max_skipped: int = 100
     """More different examples than this that cannot be read are an error."""

@@ -1,32 +1,30 @@
-"""From manifests to batches: the order of steps, on fairseq2's native data pipeline.
+"""From a plan to batches, on fairseq2's native data pipeline.
 
-Training, without end::
+groups of the plan -> read audio and codes of this process's batch, mix, pad -> prefetch
 
-    count 0, 1, 2, ... -> examples of a corpus in random order, another order each epoch     metadata only
-    -> weighted sample of the corpora -> buckets of like lengths                              metadata only
-    -> read audio and codes, mix, pad -> drop empty batches -> prefetch
-
-The order of a corpus is a function of (seed, epoch), and the rank takes every ``size``-th position of the endless
-sequence of epochs; mixing is a function of (seed, epoch, example) and of the batch. So the state of a reader is a few
-counters, whatever the size of the corpus, and no Python object carries a random state, which fairseq2 would not save.
-Validation reads each example once, in the manifests' order.
+The state of a reader is its place in the plan; batches read in advance are read again after a resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Iterator, Sequence
+from typing import Generic, Self, TypeVar, final
 
 import numpy as np
-from fairseq2.data.data_pipeline import DataPipeline, DataPipelineBuilder, read_sequence
-from fairseq2.datasets import DataPipelineReader, DataReader, SyncMode
-from fairseq2.gang import Gangs
-from numpy.typing import NDArray
+from fairseq2.data.data_pipeline import DataPipeline, DataPipelineError, read_sequence
+from fairseq2.datasets import DataReader
+from fairseq2.datasets.data_reader import DataReadError
+from fairseq2.gang import Gang, Gangs
+from fairseq2.logging import log
+from typing_extensions import override
 
 from spear_plugin.data.batch import SpearBatch
+from spear_plugin.data.grouping import Examples, PlanOptions
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError
-from spear_plugin.data.reading import BatchLoader, CorpusView, Item
-from spear_plugin.data.segments import SegmentTable, create_buckets
+from spear_plugin.data.planning import Plan, PlanError, TrainingPlan, ValidationPlan
+from spear_plugin.data.reading import BatchLoader, CorpusView
+
+PositionT = TypeVar("PositionT")
 
 
 def create_pipeline_reader(
@@ -36,87 +34,147 @@ def create_pipeline_reader(
 
     :raises SpearDatasetError: If one example alone is longer than ``max_batch_seconds``.
     """
-    lengths = np.concatenate([corpus.segments.lengths for corpus in corpora])
+    longest = max(int(np.max(corpus.lengths)) for corpus in corpora)
 
-    if lengths.max() > (max_batch_length := options.to_samples(options.max_batch_seconds)):
+    if longest > (max_batch_length := options.to_samples(options.max_batch_seconds)):
         raise SpearDatasetError(
-            f"`max_batch_seconds` must be at least the longest example ({lengths.max() / options.sample_rate:.2f} s), "
+            f"`max_batch_seconds` must be at least the longest example ({longest / options.sample_rate:.2f} s), "
             f"but is {options.max_batch_seconds}. Raise it or lower `max_seconds` ({options.max_seconds})."
         )
 
-    builder = _sample(corpora, gangs, options) if options.shuffle else _enumerate(corpora, gangs)
-    # one Item
-
-    max_growth = options.to_samples(options.mixing.max_growth)
-    buckets = create_buckets(lengths, options.num_buckets, max_batch_length, max_growth=max_growth)
-    builder.bucket_by_length(buckets, selector="length")
-    # list of Items of like length
-
-    builder.map(BatchLoader(corpora, options), num_parallel_calls=options.num_parallel)
-    # SpearBatch, or None if nothing could be read
-
-    builder.filter(_is_batch)
-    # one SpearBatch
-
-    builder.prefetch(options.num_prefetch)
-
-    # Training has no end that ranks would have to agree upon.
-    return DataPipelineReader[SpearBatch](
-        builder.and_return(),
-        gangs,
-        num_accumulate=options.num_accumulate,
-        sync=not options.shuffle,
-        sync_mode=SyncMode.UNTIL_LAST,
+    plan_options = PlanOptions(
+        num_processes=gangs.dp.size,
+        max_batch_length=max_batch_length,
+        max_growth=options.to_samples(options.mixing.max_growth),
+        num_buckets=options.num_buckets,
+        seed=options.seed,
     )
+    loader = BatchLoader(corpora, options)
 
+    if options.shuffle:
+        return PlannedReader(TrainingPlan(corpora, plan_options), loader, gangs.dp, options)
 
-def _sample(corpora: Sequence[CorpusView], gangs: Gangs, options: ReaderOptions) -> DataPipelineBuilder:
-    def shuffled(index: int) -> DataPipeline:
-        order = _ShuffledCorpus(index, corpora[index].segments, gangs.dp.rank, gangs.dp.size, options.seed)
-
-        # `count` alone is treated as if it had no items of its own; `repeat` makes it count.
-        return DataPipeline.count().map(order).repeat().and_return()
-
-    return DataPipeline.sample(
-        [shuffled(index) for index in range(len(corpora))],
-        weights=[corpus.weight for corpus in corpora],
-        seed=options.seed + gangs.dp.rank,
-    )
-
-
-def _enumerate(corpora: Sequence[CorpusView], gangs: Gangs) -> DataPipelineBuilder:
-    items = [
-        Item(corpus=index, segment=segment, length=int(length), epoch=0)
-        for index, corpus in enumerate(corpora)
-        for segment, length in enumerate(corpus.segments.lengths)
-    ]
-
-    return read_sequence(items[gangs.dp.rank :: gangs.dp.size])
-
-
-def _is_batch(batch: SpearBatch | None) -> bool:
-    return batch is not None
+    return PlannedReader(ValidationPlan(corpora, plan_options), loader, gangs.dp, options)
 
 
 @final
-class _ShuffledCorpus:
-    """Maps 0, 1, 2, ... to the rank's examples of an endless sequence of epochs, each in an order of its own."""
+class _GroupLoader:
+    """Reads a process's batch of each group. The pipeline may not hold the reader, which would then never be freed."""
 
-    def __init__(self, index: int, segments: SegmentTable, rank: int, size: int, seed: int) -> None:
-        self._index, self._segments = index, segments
-        self._rank, self._size = rank, size
-        self._seed = seed
-        self._epoch = -1
-        self._order: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
+    def __init__(self, loader: BatchLoader, rank: int, num_processes: int, *, may_stand_in: bool) -> None:
+        """Prepare the loader.
 
-    def __call__(self, count: int) -> Item:
-        epoch, position = divmod(count * self._size + self._rank, len(self._segments))
+        Args:
+            loader: Reads a batch.
+            rank: Of this process.
+            num_processes: Of the run.
+            may_stand_in: If ``True``, a batch without any usable file is replaced by that of another process, so that
+                all processes stay at the same place. If no file of the group can be read, all of them get None.
+        """
+        self._loader = loader
+        self._rank = rank
+        self._num_processes = num_processes
+        self._num_tries = num_processes if may_stand_in else 1
 
-        if epoch != self._epoch:
-            generator = np.random.default_rng([self._seed, self._index, epoch])
-            self._order = generator.permutation(np.arange(len(self._segments), dtype=np.uint32))
-            self._epoch = epoch
+    def __call__(self, item: tuple[PositionT, Examples]) -> tuple[PositionT, SpearBatch | None]:
+        position, group = item
 
-        segment = int(self._order[position])
+        for shift in range(self._num_tries):
+            first = (self._rank + shift) % self._num_processes
 
-        return Item(corpus=self._index, segment=segment, length=int(self._segments.lengths[segment]), epoch=epoch)
+            if (batch := self._loader(group[first :: self._num_processes])) is not None:
+                if shift > 0:
+                    log.warning("No file of a batch can be used; the batch of another process takes its place.")
+
+                return position, batch
+
+        return position, None
+
+
+@final
+class PlannedReader(DataReader[SpearBatch], Generic[PositionT]):
+    """Reads the batches of one process. All processes are at the same place of the plan, without talking about it."""
+
+    def __init__(self, plan: Plan[PositionT], loader: BatchLoader, gang: Gang, options: ReaderOptions) -> None:
+        """Prepare the reader.
+
+        Args:
+            plan: The same on all processes.
+            loader: Reads a batch.
+            gang: The data-parallel processes.
+            options: Of reading.
+        """
+        self._plan = plan
+        self._loader = _GroupLoader(loader, gang.rank, gang.size, may_stand_in=plan.is_endless)
+        self._options = options
+        self._position = plan.begin()
+        self._batches: Iterator[tuple[PositionT, SpearBatch | None]] | None = None
+
+    def _open(self) -> Iterator[tuple[PositionT, SpearBatch | None]]:
+        groups = self._plan.groups_from(self._position)
+
+        # The reader keeps the place itself, so the pipeline's state is never asked for.
+        if self._plan.is_endless:
+            builder = DataPipeline.count().map(lambda _: next(groups))
+        else:
+            builder = read_sequence(list(groups))
+
+        builder.map(self._loader, num_parallel_calls=self._options.num_parallel)
+        builder.prefetch(self._options.num_prefetch)
+
+        return iter(builder.and_return())
+
+    @override
+    def __iter__(self) -> Self:
+        return self
+
+    @override
+    def __next__(self) -> list[SpearBatch]:
+        if self._batches is None:
+            self._batches = self._open()
+
+        batches: list[SpearBatch] = []
+        num_read = 0
+
+        while num_read < self._options.num_accumulate:
+            try:
+                self._position, batch = next(self._batches)
+            except StopIteration:
+                break
+            except DataPipelineError as ex:
+                raise DataReadError("Data pipeline failed to read next batch.") from ex
+
+            if batch is not None:
+                batches.append(batch)
+
+            # In validation, a process without examples has nothing to do while others have.
+            if batch is not None or not self._plan.is_endless:
+                num_read += 1
+
+        if num_read == 0:
+            raise StopIteration
+
+        return batches
+
+    @override
+    def reset(self) -> None:
+        self._position = self._plan.begin()
+        self._batches = None
+
+    @override
+    def state_dict(self) -> dict[str, object]:
+        return self._plan.to_state(self._position)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        try:
+            self._position = self._plan.from_state(state_dict)
+        except PlanError as ex:
+            raise SpearDatasetError(str(ex)) from None
+
+        self._batches = None
+
+    @property
+    @override
+    def num_accumulate(self) -> int:
+        return self._options.num_accumulate

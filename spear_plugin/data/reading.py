@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NotRequired, TypedDict, final
+from typing import Final, NamedTuple, final
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
 from spear_plugin.data.codes import CodeStore, StoredCodes
+from spear_plugin.data.grouping import Examples
 from spear_plugin.data.manifest import ManifestRow, Seconds
 from spear_plugin.data.mixing import create_mixer
 from spear_plugin.data.options import ReaderOptions
@@ -44,14 +45,26 @@ class CorpusView:
     weight: float
     """Probability, up to a factor, that the next example comes from this corpus."""
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Of the segments, in samples."""
+        return self.segments.lengths
 
-class Item(TypedDict):
+
+class _Piece(NamedTuple):
     """An example before it is read."""
 
-    corpus: int
+    corpus: CorpusView
     segment: int
-    length: int
-    epoch: NotRequired[int]  # not in the checkpoints of before there was mixing
+    epoch: int
+
+    @property
+    def row(self) -> ManifestRow:
+        return self.corpus.rows[int(self.corpus.segments.rows[self.segment])]
+
+    @property
+    def length(self) -> int:
+        return int(self.corpus.segments.lengths[self.segment])
 
 
 class _SkipError(ValueError):
@@ -60,7 +73,7 @@ class _SkipError(ValueError):
 
 @final
 class BatchLoader:
-    """Reads the audio and codes of a bucket. Several threads call it at once."""
+    """Reads the audio and codes of a batch. Several threads call it at once."""
 
     def __init__(self, corpora: Sequence[CorpusView], options: ReaderOptions) -> None:
         self._corpora = corpora
@@ -69,12 +82,12 @@ class BatchLoader:
         self._clocks = options.clocks
         self._mixer = create_mixer(options)
 
-    def __call__(self, items: list[Item]) -> SpearBatch | None:
-        """Return None if nothing of the bucket can be used; its examples are named in the log only."""
+    def __call__(self, planned: Examples) -> SpearBatch | None:
+        """Return None if no example can be used, or there is none; those that cannot are named in the log only."""
+        pieces = [_Piece(self._corpora[corpus], segment, epoch) for corpus, segment, epoch in planned.tolist()]
         # Of what the manifests say, so that an unreadable file does not change the others' pieces.
-        shortest = min(item["length"] for item in items)
-        lengths = [shortest if self._options.crop else item["length"] for item in items]
-        reads = [self._read(item, length) for item, length in zip(items, lengths, strict=True)]
+        shortest = min((piece.length for piece in pieces), default=0)
+        reads = [self._read(piece, shortest if self._options.crop else piece.length) for piece in pieces]
         examples = [example for example in reads if example is not None]
 
         if not examples:
@@ -93,7 +106,7 @@ class BatchLoader:
             examples,
             shapes,
             sample_rate=self._options.sample_rate,
-            num_skipped=len(items) - len(examples),
+            num_skipped=len(pieces) - len(examples),
             mask=self._draw_mask(examples),
         )
 
@@ -106,16 +119,15 @@ class BatchLoader:
 
         return masker.draw([example.waveform.size for example in examples], torch.Generator().manual_seed(seed))
 
-    def _read(self, item: Item, length: int) -> SpearExample | None:
-        corpus, segment = self._corpora[item["corpus"]], item["segment"]
-        row = corpus.rows[corpus.segments.rows[segment]]
-        start = self._find_start(corpus, row, item, length)
+    def _read(self, piece: _Piece, length: int) -> SpearExample | None:
+        corpus, row = piece.corpus, piece.row
+        start = self._find_start(piece, length)
 
         try:
             return SpearExample(
                 id=row.id,
                 corpus=corpus.name,
-                epoch=item.get("epoch", 0),
+                epoch=piece.epoch,
                 domain=row.domain,
                 start=start / self._options.sample_rate,
                 waveform=self._read_waveform(row, start, length),
@@ -126,14 +138,16 @@ class BatchLoader:
 
             return None
 
-    def _find_start(self, corpus: CorpusView, row: ManifestRow, item: Item, length: int) -> int:
+    def _find_start(self, piece: _Piece, length: int) -> int:
         """Return where an example begins, in samples."""
+        corpus, row = piece.corpus, piece.row
+
         if not self._options.crop:
-            return int(corpus.segments.starts[item["segment"]])
+            return int(corpus.segments.starts[piece.segment])
 
         num_starts = self._row_length(row) - length + 1
-        epoch, grid = item.get("epoch", 0), self._options.segment_grid()
-        start = draw_start(num_starts, seed=self._options.seed, epoch=epoch, corpus=corpus.name, id_=row.id)
+        grid = self._options.segment_grid()
+        start = draw_start(num_starts, seed=self._options.seed, epoch=piece.epoch, corpus=corpus.name, id_=row.id)
 
         return start // grid * grid
 

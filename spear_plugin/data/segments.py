@@ -95,24 +95,6 @@ def common_grid(clocks: Iterable[FrameClock]) -> int:
     return math.lcm(*(clock.grid for clock in clocks))
 
 
-def create_buckets(
-    lengths: NDArray[np.int64], num_buckets: int, max_batch_length: int, *, max_growth: int = 0
-) -> list[tuple[int, int]]:
-    """Return (batch size, longest example) of length buckets that hold about equal amounts of audio.
-
-    :param lengths: Of all examples, in samples.
-    :param max_batch_length: Samples of a batch, padding included, that no bucket exceeds; at least the longest example.
-    :param max_growth: Samples by which an example may become longer after it has left its bucket. An example alone in
-        its batch does not grow: it is mixed with others of the batch only.
-    """
-    ordered = np.sort(lengths)
-    amounts = np.cumsum(ordered)
-    quantiles = np.arange(1, num_buckets + 1) / num_buckets * amounts[-1]
-    edges = np.unique(ordered[np.searchsorted(amounts, quantiles).clip(max=ordered.size - 1)])
-
-    return [(max(max_batch_length // (int(edge) + max_growth), 1), int(edge)) for edge in edges]
-
-
 def _clip_rows(lengths: NDArray[np.int64], min_length: int, max_length: int) -> SegmentTable:
     (rows,) = np.nonzero(lengths >= min_length)
 

@@ -8,7 +8,7 @@ the same audio. Source: SPEAR's training code; the rate of step b (the first one
 
 from __future__ import annotations
 
-from typing import final
+from typing import Any, final
 
 from fairseq2.optim.lr_schedulers import AbstractLRScheduler
 from torch import Tensor
@@ -47,6 +47,8 @@ class EdenLR(AbstractLRScheduler):
         self.hours_per_step = hours_per_step
         self.num_warmup_steps = num_warmup_steps
         self.warmup_start = warmup_start
+        self.hours_before = 0.0
+        """Added to the hours, where earlier steps had another number of hours than those to come."""
 
         super().__init__(optimizer, last_epoch)
 
@@ -61,12 +63,24 @@ class EdenLR(AbstractLRScheduler):
         factor = _decay(step_nr / self.decay_steps)
 
         if self.hours_per_step is not None:
-            factor *= _decay(step_nr * self.hours_per_step / self.decay_hours)
+            factor *= _decay((self.hours_before + step_nr * self.hours_per_step) / self.decay_hours)
 
         if step_nr < self.num_warmup_steps:
             factor *= self.warmup_start + (1.0 - self.warmup_start) * step_nr / self.num_warmup_steps
 
         return factor
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, whose hours stay what they are if the steps to come have others."""
+        hours_per_step = self.hours_per_step
+
+        super().load_state_dict(state_dict)
+
+        if self.hours_per_step is not None and hours_per_step is not None:
+            self.hours_before += self.last_epoch * (self.hours_per_step - hours_per_step)
+
+        self.hours_per_step = hours_per_step
 
 
 def _decay(progress: float) -> float:

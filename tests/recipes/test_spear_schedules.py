@@ -79,3 +79,17 @@ def test_the_batch_count_is_that_of_the_last_tenth_step() -> None:
         counter.set_step_nr(step_nr)
         counts.append(model.training_state.batch_count.item())
     assert counts == [0.0] * 10 + [80.0] * 10 + [160.0]
+
+
+def test_the_batch_count_goes_on_when_steps_become_longer() -> None:
+    model = create_small_model()
+    before = BatchCounter(model, FakeGang(CPU), counts_per_step=4.0, every_n_steps=5)
+    for step_nr in range(1, 8):
+        before.set_step_nr(step_nr)
+    after = BatchCounter(model, FakeGang(CPU), counts_per_step=8.0, every_n_steps=5)
+    counts = []
+    for step_nr in range(8, 17):
+        after.set_step_nr(step_nr)
+        counts.append(model.training_state.batch_count.item())
+    # Steps 6 and 7 count as long ones: the checkpoint knows the count of step 6 only.
+    assert counts == [20.0] * 3 + [60.0] * 5 + [100.0]

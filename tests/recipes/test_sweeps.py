@@ -20,14 +20,14 @@ def test_the_ablations_train_what_they_share_once() -> None:
     plan = read_plan(ABLATIONS)
     assert Counter(stage.stage for stage in plan.stages) == {
         "corpora": 1,
-        "quantizer_speech": 4,
-        "quantizer_audio": 4,
-        "codes_speech": 4,
-        "codes_audio": 5,  # once more for the joint loss, which needs codes of speech too
-        "pretraining": 30,
-        "probes": 30,
+        "quantizer_speech": 6,
+        "quantizer_audio": 6,
+        "codes_speech": 6,
+        "codes_audio": 7,  # once more for the joint loss, which needs codes of speech too
+        "pretraining": 36,
+        "probes": 36,
     }
-    assert len(plan.cells) == 10
+    assert len(plan.cells) == 12
     assert {len(runs) for runs in plan.cells.values()} == {3}
 
 

@@ -42,7 +42,7 @@ def launch(*arguments: str) -> str:
     return str(job)
 
 
-def launch_training(out: Path, corpora: str) -> str:
+def launch_training(out: Path, corpora: str, *options: str, num_nodes: int = 2) -> str:
     recipe = [
         "--no-rich",
         "--config-file",
@@ -50,8 +50,9 @@ def launch_training(out: Path, corpora: str) -> str:
         "--config",
         f"dataset.config_overrides.train={corpora}",
         *OPTIONS,
+        *options,
     ]
-    return launch("recipes.spear.pretrain", str(out), "--nodes", "2", "--time", "30", "--", *recipe)
+    return launch("recipes.spear.pretrain", str(out), "--nodes", str(num_nodes), "--time", "30", "--", *recipe)
 
 
 def launch_program(out: Path, *behaviours: str, options: tuple[str, ...] = ()) -> str:
@@ -207,7 +208,8 @@ def test_a_crash_is_answered_by_a_restart_and_a_wrong_configuration_is_not(
     for name, state, num_starts in (("crashing", "COMPLETED", 2), ("wrong", "FAILED", 1), ("hopeless", "FAILED", 2)):
         job, out = small_jobs[name]
         wait_for_state(cluster, job, state)
-        assert count_starts(out) == num_starts
+        # One task's crash ends the other, which may not have begun.
+        assert max(count_starts(out, rank) for rank in (0, 1)) == num_starts
     assert "wrong configuration" in read_log(small_jobs["wrong"][1])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import final
 
-from fairseq2.checkpoint import CheckpointDir
 from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from fairseq2.recipe.error import RecipeError
@@ -13,6 +12,7 @@ from fairseq2.trainer import Trainer
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from recipes.elastic import checkpoint_folder
 from recipes.spear.pretrain.config import SpearPretrainConfig
 from spear_plugin.models.spear import SpearModel
 from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE, AveragingError, RunningAverage
@@ -32,7 +32,7 @@ def keep_running_average(context: RecipeContext, trainer: Trainer) -> None:
         raise RecipeError("`running_average` needs checkpoints to go on from: unset `regime.save_model_only`.")
     if context.gangs.root.rank != 0:
         return
-    folder = context.resolver.resolve(CheckpointDir).path or context.output_dir / "checkpoints"
+    folder = checkpoint_folder(context)
     last_step_nr = context.get_checkpoint_manager().maybe_get_last_step_number(exclude_model_only=True)
     average = _continue_average(folder, last_step_nr or 0, every_n_steps)
     _Averager(average, folder, trainer, context.get_model_as(SpearModel)).attach(context.get_optimizer())

@@ -11,6 +11,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
+from recipes.elastic import adapt_checkpoint
 from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
@@ -49,6 +50,7 @@ class SpearPretrainRecipe(Recipe):
         else:
             valid_units, valid_readers = [], []
         train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
+        adapt_checkpoint(context, seed=config.common.seed)
         trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
         keep_running_average(context, trainer)
         return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 from fairseq2.gang import Gang
@@ -56,16 +57,29 @@ class BatchCounter:
         self._gang = gang
         self._counts_per_step = counts_per_step
         self._every_n_steps = every_n_steps
+        self._count_before: float | None = None
 
     def set_step_nr(self, step_nr: int) -> None:
         """Begin the step with this number, 1 for the first. A resumed model knows what was set before."""
         num_steps_done = step_nr - 1
+        if self._count_before is None:
+            self._count_before = self._find_count_before(num_steps_done)
         if num_steps_done % self._every_n_steps == 0:
-            self._model.set_batch_count(num_steps_done * self._counts_per_step)
+            self._model.set_batch_count(self._count_before + num_steps_done * self._counts_per_step)
         # Checkpoints hold the memory of the first process: a resumed run equals an uninterrupted one only if the others
         # have the same. One byte a whitener, sent without waiting for it on the host.
         if self._gang.size > 1 and (is_white := self._model.training_state.is_white).numel() > 0:
             self._gang.broadcast(is_white, source_rank=0)
+
+    def _find_count_before(self, num_steps_done: int) -> float:
+        """Return what to add to the count because steps before a resume had more or less audio than those to come."""
+        last_set = (num_steps_done - 1) // self._every_n_steps * self._every_n_steps
+        count = self._model.training_state.batch_count.item()
+        expected = last_set * self._counts_per_step
+        # Rounded to float32 in the checkpoint; what is no more than that must not change a bit.
+        if num_steps_done == 0 or count < 0.0 or math.isclose(count, expected, rel_tol=1e-6):
+            return 0.0
+        return count - expected
 
 
 @final

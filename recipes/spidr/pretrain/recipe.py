@@ -8,6 +8,7 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
+from recipes.elastic import adapt_checkpoint
 from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spidr.pretrain.config import SpidrPretrainConfig
 from recipes.spidr.pretrain.metrics import SpidrMetrics
@@ -47,6 +48,7 @@ class SpidrPretrainRecipe(Recipe):
             valid_units, valid_readers = [], []
         updater = TeacherUpdater(model, context.gangs.dp)
         updater.attach(context.get_optimizer())
+        adapt_checkpoint(context, seed=config.common.seed)
         return context.create_trainer(SpidrTrainUnit(criterion, updater), train_reader, valid_units, valid_readers)
 
     def _create_reader(self, context: RecipeContext, split: str, model_config: SpidrConfig) -> DataReader[SpearBatch]:

@@ -100,14 +100,49 @@ def test_training_is_a_function_of_the_seed_not_of_the_number_of_threads(
     assert list(examples(other)) != list(examples(first))
 
 
-def test_each_epoch_reads_every_example_once_on_some_rank(speech: CorpusConfig) -> None:
-    # One example per batch and one bucket: batches come in the order of the pipeline.
-    options = replace(OPTIONS, max_batch_seconds=2.0, num_buckets=1, streams={})
-    ranks = [read_batches(open_reader(speech, rank=rank, size=2, options=options), 30) for rank in (0, 1)]
-    epochs = [[batch.ids[0] for rank in ranks for batch in rank[first : first + 15]] for first in (0, 15)]
+def test_two_ranks_read_different_examples_of_like_lengths(speech: CorpusConfig) -> None:
+    options = replace(OPTIONS, max_batch_seconds=2.0, num_buckets=10, streams={})
+    ranks = [read_batches(open_reader(speech, rank=rank, size=2, options=options), 60) for rank in (0, 1)]
+    lengths = np.array([[batch.waveforms.shape[1] for batch in batches] for batches in ranks])
 
-    assert [len(set(epoch)) for epoch in epochs] == [30, 30]
-    assert epochs[0] != epochs[1]
+    assert {id_ for batches in ranks for batch in batches for id_ in batch.ids} == {f"speech{n}" for n in range(30)}
+    assert all(a.num_examples == b.num_examples for a, b in zip(*ranks, strict=True))
+    assert np.mean(np.abs(lengths[0] - lengths[1])) < 0.5 * np.mean(np.abs(lengths[0] - lengths[1, ::-1]))
+
+
+def test_a_batch_without_usable_files_is_replaced_by_that_of_another_rank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = make_corpus(tmp_path, "half", [1.0] * 4)
+    rows = read_manifest(corpus.manifest)
+    rows[1].path.unlink()
+    options = replace(OPTIONS, max_batch_seconds=1.0, max_seconds=1.0, streams={})
+
+    with caplog.at_level(logging.WARNING, "fairseq2"):
+        ranks = [
+            read_batches(open_reader(corpus, rank=rank, size=2, options=replace(options, max_batch_seconds=1.0)), 40)
+            for rank in (0, 1)
+        ]
+
+    stand_ins = [(a.ids, b.ids) for a, b in zip(*ranks, strict=True) if a.ids == b.ids]
+    assert 5 < len(stand_ins) < 40
+    assert "the batch of another process takes its place" in caplog.text
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(speech: CorpusConfig, audio: CorpusConfig) -> None:
+    readers = [open_reader(speech, audio, rank=rank, size=2) for rank in (0, 1)]
+    before = [batch for reader in readers for batch in read_batches(reader, 3)]
+    states = [reader.state_dict() for reader in readers]
+    assert str(states[0]) == str(states[1])
+
+    single = open_reader(speech, audio)
+    single.load_state_dict(states[0])
+    after = read_batches(single, 8)
+
+    ids = [(id_, start) for batch in before + after for id_, start in zip(batch.ids, batch.starts, strict=True)]
+    assert len(after) == 8
+    # A corpus of four files has several epochs in a window, one of thirty has not.
+    assert len({id_ for id_, _ in ids if id_.startswith("speech")}) > 15
 
 
 def test_a_corpus_smaller_than_the_number_of_ranks_feeds_all_ranks(audio: CorpusConfig) -> None:

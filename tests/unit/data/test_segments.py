@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_plugin.data.segments import FrameClock, common_grid, create_buckets, cut_segments
+from spear_plugin.data.segments import FrameClock, common_grid, cut_segments
 
 
 def cut_one_by_one(lengths: list[int], minimum: int, maximum: int, grid: int) -> list[tuple[int, int, int]]:
@@ -47,25 +47,3 @@ def test_frames_are_the_whole_part_of_duration_times_rate(rate: float, frames: i
 def test_the_common_grid_is_a_whole_number_of_frames_of_all_streams() -> None:
     assert common_grid([FrameClock.of(50.0, 16_000), FrameClock.of(25.0, 16_000)]) == 640
     assert common_grid([]) == 1
-
-
-def test_buckets_hold_about_equal_audio_and_never_overshoot() -> None:
-    lengths = np.random.default_rng(0).integers(16_000, 480_000, 20_000)
-    buckets = create_buckets(lengths, 10, 3_000_000)
-    edges = [edge for _, edge in buckets]
-    amounts = np.bincount(np.searchsorted(edges, lengths), lengths)
-
-    assert all(size >= 1 and size * edge <= 3_000_000 for size, edge in buckets)
-    assert edges == sorted(set(edges))
-    assert edges[-1] == np.max(lengths)
-    assert np.max(amounts) / np.min(amounts) < 1.02
-
-
-def test_buckets_leave_room_for_examples_that_grow() -> None:
-    lengths = np.random.default_rng(0).integers(16_000, 480_000, 2_000)
-    buckets = create_buckets(lengths, 10, 600_000, max_growth=32_000)
-
-    assert [edge for _, edge in buckets] == [edge for _, edge in create_buckets(lengths, 10, 600_000)]
-    assert all(size == 1 or size * (edge + 32_000) <= 600_000 for size, edge in buckets)
-    # An example alone has nothing to grow by.
-    assert create_buckets(lengths, 1, int(np.max(lengths)), max_growth=32_000) == [(1, np.max(lengths))]

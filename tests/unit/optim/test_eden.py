@@ -43,3 +43,15 @@ def test_a_loaded_schedule_goes_on() -> None:
     again.load_state_dict(scheduler.state_dict())
     assert again.get_last_lr() == scheduler.get_last_lr()
     assert rate_of_step(12, again) == rate_of_step(12, scheduler)
+
+
+def test_hours_go_on_when_steps_become_longer() -> None:
+    """The same hours after 8 short steps as after 4 long ones; the steps are counted on."""
+    options = {"decay_steps": 1e9, "num_warmup_steps": 0, "decay_hours": 2.0}
+    short, long = (create_eden(**options, hours_per_step=hours) for hours in (0.25, 0.5))
+    rate_of_step(9, short)
+    long.load_state_dict(short.state_dict())
+    assert rate_of_step(13, long) == pytest.approx(rate_of_step(18, short))
+    again = create_eden(**options, hours_per_step=0.25)
+    again.load_state_dict(long.state_dict())
+    assert rate_of_step(15, again) == pytest.approx(rate_of_step(19, short))
