@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from recipes.abx.config import AbxSourceSection
 from recipes.abx.items import find_items, phone_moments, write_items
+from recipes.abx.reading import StoreReader
 from recipes.abx.recipe import AbxRecipe
 from recipes.corpus.align import Aligner
 from spear_plugin.data.alignments import Segment, write_alignment
@@ -222,6 +224,18 @@ def test_recordings_of_other_manifests_are_left_out_and_one_speaker_has_no_acros
     code, lines = evaluate(source, out="all")
     assert (code, len(lines)) == (2, 1)
     assert "has no features of 'clip 0'" in lines[0]
+
+
+def test_stores_that_do_not_name_the_number_of_units_have_those_up_to_the_highest(tmp_path: Path) -> None:
+    alignment = write_toy_corpus(tmp_path)
+    units = {id_: torch.tensor(number_phones(segments), dtype=torch.int16) for id_, segments in alignment.items()}
+    store = write_store(tmp_path / "units", tmp_path, {id_: 2 * sequence for id_, sequence in units.items()})
+    section = AbxSourceSection(name="units", kind="store", store=store)
+    assert StoreReader(section).num_units == 4
+    meta = json.loads((store / "meta.json").read_text())
+    del meta["num_units"]
+    (store / "meta.json").write_text(json.dumps(meta))
+    assert StoreReader(section).num_units == 2 * len(PHONES) + 1
 
 
 def test_a_second_run_keeps_what_is_finished(evaluate: Call, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import create_spear_model, get_spear_model_hub
 from tests.common import assert_close, assert_equal
-from tests.recipes.common import save_run
+from tests.recipes.common import save_run, save_spidr_run
 from tests.unit.models.spear.test_released import narrow_config
 
 RATE = 16_000
@@ -498,8 +498,9 @@ def test_recipe_keeps_finished_results_and_repeats_those_that_changed(
     assert extracted[2:] == [["phones", "events"]]
 
 
-def test_recipe_learns_a_weighted_sum_of_layers(corpus: Path, tmp_path: Path) -> None:
-    run_folder = save_run(tmp_path / "run", seed=1)
+@pytest.mark.parametrize("family", ["spear", "spidr"])
+def test_recipe_learns_a_weighted_sum_of_layers(corpus: Path, tmp_path: Path, family: str) -> None:
+    run_folder = save_run(tmp_path / "run", seed=1) if family == "spear" else save_spidr_run(tmp_path / "run")
 
     source = SourceSection(name="sum", kind="untrained", checkpoint=str(run_folder), layers="weighted")
 

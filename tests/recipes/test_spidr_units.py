@@ -134,7 +134,13 @@ def test_clusters_of_a_spear_layer_are_units_too(make_units: Call, tmp_path: Pat
     run = save_run(tmp_path / "spear", seed=1, config=narrow_config())
     assert make_units("layer=3", "units_from=kmeans", "kmeans.num_clusters=5", checkpoint=run) == (0, [])
     assert FeatureStore(tmp_path / "out").meta.first_centre == 0.045
-    assert {unit for units in read_text(tmp_path / "out").values() for unit in units} == set(range(5))
+    text, centres = read_text(tmp_path / "out"), load_file(tmp_path / "out" / "kmeans.safetensors")["centres"]
+    source = open_source(FeatureSection(checkpoint=str(run)), device=CPU)
+    with torch.inference_mode():
+        for row in ROWS:
+            waveform = torch.from_numpy(read_audio(row.path))[None]
+            third = source.extract(waveform, torch.tensor([waveform.size(1)]))[0][2][0]
+            assert text[row.id] == torch.cdist(third, centres).argmin(dim=1).tolist()
 
 
 def test_a_run_goes_on_with_the_shards_that_are_missing(make_units: Call, tmp_path: Path) -> None:
