@@ -123,7 +123,7 @@ def naive_error(
 ) -> float:
     """Return the error by its definition, on one frame for each phone."""
     groups = defaultdict(list)  # numbers of frames by context, speaker and phone
-    all_frames = []
+    all_frames: list[Tensor] = []
     for id_, segments in alignment.items():
         for index in range(1, len(segments) - 1):
             before, segment, after = segments[index - 1 : index + 2]
