@@ -1,17 +1,21 @@
-# `make setup` creates .venv; every other target sets up by itself what it needs.
+# `make setup` creates .venv and `make abx-env` .venv-abx; every other target sets up by itself what it needs.
 PYTHON := .venv/bin/python
 export FAIRSEQ2_EXTENSION_TRACE := 1
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup abx-env demo test lint bench clean
 
 help:
 	@echo "make setup   create .venv with pinned packages (a second run takes a second)"
+	@echo "make abx-env create .venv-abx for recipes.abx, with fastabx (1.3 GB more to download)"
 	@echo "make demo    real speech and audio -> quantizers -> codes -> pre-training -> probes -> demo/report.html"
 	@echo "make test    ruff, mypy --strict, pytest"
 	@echo "make bench   benchmarks against lhotse, multi-quantization, AdamW and plain training"
 
 setup:
 	@./setup.sh
+
+abx-env: setup
+	@./setup.sh abx
 
 demo: setup
 	$(PYTHON) -m recipes.demo demo
@@ -21,7 +25,7 @@ lint: setup
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
-test: lint
+test: lint abx-env
 	$(PYTHON) -m pytest
 
 bench: setup
@@ -33,4 +37,4 @@ bench: setup
 	$(PYTHON) -m benchmarks.train_step
 
 clean:
-	rm -rf .venv demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-abx demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
 # Make .venv with everything that the project, its demo, its tests and its benchmarks need, at pinned versions.
 # Uses uv when it is there, pip otherwise. A second run finds its stamp and returns at once.
+#   ./setup.sh abx                            makes .venv-abx instead, where recipes.abx runs fastabx, which needs another torch
 #   PYTHON=/path/to/python3.12 ./setup.sh     chooses the interpreter by hand
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-venv=.venv
+purpose=${1:-main}
+case $purpose in
+main) venv=.venv oldest=11 ;;
+abx) venv=.venv-abx oldest=12 ;;
+*) echo "setup: \`$purpose\` is no environment; say ./setup.sh, or ./setup.sh abx" >&2 && exit 2 ;;
+esac
 python=$venv/bin/python
 
-usable() { "$1" -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+usable() { "$1" -c "import sys; raise SystemExit(not (3, $oldest) <= sys.version_info[:2] <= (3, 12))" 2>/dev/null; }
 
 find_python() {
   local pyenv=${PYENV_ROOT:-$HOME/.pyenv}/versions candidate
-  for candidate in ${PYTHON:-} python3.12 "$pyenv"/3.12*/bin/python python3.11 "$pyenv"/3.11*/bin/python python3; do
+  for candidate in ${PYTHON:-} "$(shared_interpreter)" python3.12 "$pyenv"/3.12*/bin/python python3.11 "$pyenv"/3.11*/bin/python python3; do
     if usable "$candidate"; then
       "$candidate" -c 'import sys; print(sys.executable)'
       return
@@ -32,7 +38,7 @@ make_venv() {
   if command -v uv >/dev/null; then
     uv venv -q --python "${base:-3.12}" "$venv"
   elif [ -z "$base" ]; then
-    echo "setup: no Python 3.12 or 3.11 found; install one (apt-get install python3 python3-pip python3-venv) or name it: PYTHON=... make setup" >&2
+    echo "setup: no Python 3.12$([ $oldest = 12 ] || echo ' or 3.11') found; install one (apt-get install python3 python3-pip python3-venv) or name it: PYTHON=... make setup" >&2
     exit 1
   elif ! "$base" -m venv "$venv" 2>/dev/null; then
     # Debian splits ensurepip off; the interpreter's own pip can fill an environment without it.
@@ -55,7 +61,30 @@ provide_libsndfile() {
   fi
 }
 
-fingerprint() { cat setup.sh pyproject.toml constraints.txt packages-without-dependencies.txt | sha256sum | cut -d' ' -f1; }
+# .venv-abx shares what it can with .venv, NVIDIA's libraries above all: several GB.
+shared_interpreter() { [ $purpose = main ] || .venv/bin/python -c 'import sys; print(sys._base_executable)' 2>/dev/null || true; }
+site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+
+install_main() {
+  install -c constraints.txt -e '.[demo,test,bench]'
+  install --no-deps -r packages-without-dependencies.txt
+  provide_libsndfile
+  "$python" -c 'import fairseq2, spear_plugin' # fails here rather than in the middle of a job
+}
+
+install_abx() {
+  if usable .venv/bin/python; then
+    install --no-deps -r constraints-abx.txt
+    site_packages .venv/bin/python >"$(site_packages "$python")/shared.pth" # behind its own packages
+  else
+    local others=$venv/others.txt
+    grep -vE "^($(grep -v '^#' constraints-abx.txt | cut -d= -f1 | paste -sd'|'))==" constraints.txt >$others
+    install -c constraints-abx.txt -c $others fastabx
+  fi
+  "$python" -c 'import fastabx'
+}
+
+fingerprint() { cat setup.sh pyproject.toml constraints*.txt packages-without-dependencies.txt | sha256sum | cut -d' ' -f1; }
 
 if [ "$(cat $venv/.setup-complete 2>/dev/null)" = "$(fingerprint) $PWD" ] && "$python" -c '' 2>/dev/null; then
   exit 0
@@ -63,9 +92,6 @@ fi
 base=$(find_python)
 echo "setup: making $venv with ${base:-a Python 3.12 fetched by uv} (several GB on the first run: PyTorch brings its CUDA libraries)"
 if ! usable "$python"; then make_venv "$base"; fi
-install -c constraints.txt -e '.[demo,test,bench]'
-install --no-deps -r packages-without-dependencies.txt
-provide_libsndfile
-"$python" -c 'import fairseq2, spear_plugin' # fails here rather than in the middle of a job
+install_$purpose
 echo "$(fingerprint) $PWD" >$venv/.setup-complete
-echo "setup: done; next: make demo, make test, or $python -m recipes.spear.pretrain --help"
+if [ $purpose = main ]; then echo "setup: done; next: make demo, make test, or $python -m recipes.spear.pretrain --help"; fi

@@ -5,21 +5,19 @@ Letters: L layers, N batch, S samples, T frames, D width.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, Final, final
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from fairseq2.utils.validation import Validatable, ValidationResult
-from torch import Tensor
 from typing_extensions import override
 
-from recipes.models import RunStep, find_spear_card, load_spear_config, load_spear_model, run_step_of, weights_digest
-from spear_plugin.data.manifest import Seconds
-from spear_plugin.models.spear import SpearModel, get_spear_model_hub, num_output_frames
-from spear_plugin.models.spear.fbank import NUM_MEL_BINS, SAMPLE_RATE, compute_fbank, num_fbank_frames
-from spear_plugin.teachers import Teacher, TeacherConfig, load_teacher
+from recipes.feature_sources import FeatureSource, LogMelSource, SpearSource, SpidrSource, TeacherSource
+from recipes.models import create_untrained_model, find_card, load_model, run_step_of
+from spear_plugin.models.spear import SPEAR_FAMILY
+from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel
+from spear_plugin.teachers import TeacherConfig, load_teacher
 
 
 @dataclass(kw_only=True)
@@ -29,8 +27,8 @@ class FeatureSection(Validatable):
     kinds: ClassVar[Sequence[str]] = ("model", "teacher", "log_mel")
 
     kind: str = "model"
-    """``model``: trained weights; ``teacher``; ``log_mel``. Probes know ``untrained``, too: the same architecture with
-    fresh weights."""
+    """``model``: trained weights of SPEAR, SpidR or DinoSR; ``teacher``; ``log_mel``. Where sources are compared also
+    ``untrained``: the same architecture with fresh weights."""
 
     checkpoint: str | None = None
     """For ``model`` and ``untrained``: an asset card's name, the output folder of a run (its last step is taken),
@@ -59,64 +57,26 @@ class FeatureSection(Validatable):
         return result
 
 
-@final
-@dataclass(frozen=True)
-class FrameTiming:
-    """When the frames of a feature sequence are."""
+@dataclass(kw_only=True)
+class NamedFeatureSection(FeatureSection):
+    """One of several sources of features that are compared."""
 
-    rate_hz: float
+    name: str = ""
+    """Name in tables and file names."""
 
-    first_centre: Seconds
-    """Centre of frame 0."""
+    @property
+    @override
+    def checkpoint_key(self) -> str:
+        return f"features '{self.name}', `checkpoint`"
 
-    def nearest_frames(self, times: Tensor, num_frames: int) -> Tensor:
-        """Return the index of the frame whose centre is nearest to each time, within [0, num_frames)."""
-        return ((times - self.first_centre) * self.rate_hz).round().long().clamp(0, num_frames - 1)
+    @override
+    def validate(self) -> ValidationResult:
+        result = FeatureSection.validate(self)
 
+        if not self.name or any(c in self.name for c in "/\\\t\n"):
+            result.add_error(f"`name` must be a word that can stand in a file name, but is '{self.name}'.")
 
-SPEAR_TIMING: Final = FrameTiming(50.0, first_centre=0.045)
-"""Centres of the receptive fields. The fbank's frame f is centred at (f + 0.5) 10 ms. The front end's convolutions over
-time have no padding, width 3 and the strides 1, 2, 1: output t sees the frames 2t to 2t + 8, centre 2t + 4, which is at
-20 t + 45 ms. Everything after them is symmetric in time."""
-
-LOG_MEL_TIMING: Final = FrameTiming(50.0, first_centre=0.010)
-"""A pair of fbank frames, 2t and 2t + 1, is centred between them, at 20 t + 10 ms."""
-
-
-_MIN_LOG_MEL_SAMPLES: Final = 400
-"""A window of 25 ms, which log-mel features need at least."""
-
-
-class FeatureSource(ABC):
-    """Frozen features of waveforms."""
-
-    name: str
-    """What messages call it."""
-
-    identity: str
-    """Changes when the features may change."""
-
-    sample_rate: int
-
-    timing: FrameTiming
-
-    layer_dims: Sequence[int]
-    """The width of each layer."""
-
-    checkpoint: RunStep | None = None
-    """What it is of, if it is a checkpoint of a run."""
-
-    @abstractmethod
-    def num_frames(self, num_samples: int) -> int:
-        """Return how many frames a file of ``num_samples`` at ``sample_rate`` gives; 0 if it is too short for one."""
-
-    @abstractmethod
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the layers, L of (N, T, D), and the lengths (N,) in frames.
-
-        :param waveforms: (N, S) in [-1, 1] at ``sample_rate``, zero beyond the ``lengths`` (N,); the longest gives at
-            least one frame.
-        """
+        return result
 
 
 def open_source(
@@ -137,118 +97,20 @@ def open_source(
 
     assert section.checkpoint is not None  # by the validation of the section
 
-    card = find_spear_card(section.checkpoint, section.checkpoint_key)
+    card = find_card(section.checkpoint, section.checkpoint_key, SPEAR_FAMILY, SPIDR_FAMILY)
 
     if section.kind == "model":
-        model = load_spear_model(card, section.checkpoint, device=device)
+        model = load_model(card, section.checkpoint, device=device)
     else:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        model = create_untrained_model(card, section.checkpoint, seed=seed, device=device)
 
-            config = load_spear_config(card, section.checkpoint)
+    source: FeatureSource
 
-            model = get_spear_model_hub().create_new_model(config, device=device)
-
-    source = SpearSource(model, output_only=output_only)
+    if isinstance(model, SpidrModel):
+        source = SpidrSource(model, output_only=output_only)
+    else:
+        source = SpearSource(model, output_only=output_only)
 
     source.checkpoint = run_step_of(card) if section.kind == "model" else None
 
     return source
-
-
-@final
-class SpearSource(FeatureSource):
-    """The outputs of all Zipformer layers at 50 Hz, or that of the encoder at its own rate."""
-
-    name = "SPEAR"
-
-    def __init__(self, model: SpearModel, *, output_only: bool = False) -> None:
-        self._model = model.eval()
-        self._output_only = output_only
-
-        sizes = model.config.zipformer
-
-        # Layers have the front end's rate, whatever that of the output.
-        factor = sizes.output_downsampling_factor if output_only else 1
-
-        self._counted = replace(model.config, zipformer=replace(sizes, output_downsampling_factor=factor))
-
-        self.identity = f"spear:{weights_digest(model)}"
-
-        self.sample_rate = SAMPLE_RATE
-
-        # A mean of `factor` frames is centred between them.
-        first_centre = SPEAR_TIMING.first_centre + 0.5 * (factor - 1) / SPEAR_TIMING.rate_hz
-
-        self.timing = FrameTiming(SPEAR_TIMING.rate_hz / factor, first_centre)
-
-        layer_dims = [dim for n, dim in zip(sizes.num_layers, sizes.encoder_dims, strict=True) for _ in range(n)]
-
-        self.layer_dims = [max(sizes.encoder_dims)] if output_only else layer_dims
-
-    @override
-    def num_frames(self, num_samples: int) -> int:
-        return num_output_frames(num_samples, self._counted)
-
-    @override
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        features = self._model.extract_features(waveforms, lengths)
-
-        num_frames = torch.tensor([self.num_frames(n) for n in lengths.tolist()], device=lengths.device)
-
-        return [features.last] if self._output_only else features.layers, num_frames
-
-
-@final
-class TeacherSource(FeatureSource):
-    """The one layer that a teacher gives."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
-
-        self.name = teacher.name
-
-        self.identity = f"teacher:{teacher.name}:{weights_digest(teacher)}"
-
-        self.sample_rate = teacher.sample_rate
-
-        self.timing = FrameTiming(teacher.frame_rate_hz, first_centre=0.5 / teacher.frame_rate_hz)
-
-        self.layer_dims = [teacher.dim]
-
-    @override
-    def num_frames(self, num_samples: int) -> int:
-        return self._teacher.num_frames(num_samples)
-
-    @override
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        output = self._teacher(waveforms, lengths)
-
-        return [output.frames], output.lengths
-
-
-@final
-class LogMelSource(FeatureSource):
-    """The model's input: 128 log-mel energies, two frames stacked to 256 values at 50 Hz.
-
-    Stacking keeps what averaging would lose, so this is the stronger baseline.
-    """
-
-    name = "log-mel"
-    identity = "log_mel:2x128"
-    sample_rate = SAMPLE_RATE
-    timing = LOG_MEL_TIMING
-    layer_dims = (2 * NUM_MEL_BINS,)
-
-    @override
-    def num_frames(self, num_samples: int) -> int:
-        return num_fbank_frames(num_samples) // 2 if num_samples >= _MIN_LOG_MEL_SAMPLES else 0
-
-    @override
-    def extract(self, waveforms: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        fbank, lengths = compute_fbank(waveforms, lengths)
-
-        num_pairs = fbank.size(1) // 2
-
-        # (N, F, M) -> (N, F/2, 2M)
-        return [fbank[:, : 2 * num_pairs].reshape(fbank.size(0), num_pairs, -1)], lengths // 2

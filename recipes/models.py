@@ -38,9 +38,10 @@ from spear_plugin.models.spear import (
     get_spear_model_hub,
     released_card,
 )
-from spear_plugin.models.spidr import SpidrModel, get_spidr_model_hub
+from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel, get_spidr_model_hub
 
 ModelT = TypeVar("ModelT", bound=Module)
+ConfigT = TypeVar("ConfigT")
 
 _LOAD_ERRORS: Final = (
     AssetCardError,
@@ -65,35 +66,26 @@ class RunStep:
 
 
 def find_spear_card(reference: str, where: str) -> AssetCard:
-    """Return the card of a SPEAR model.
+    """Return the card of a SPEAR model; arguments and errors are those of :func:`find_card`."""
+    return find_card(reference, where, SPEAR_FAMILY)
+
+
+def find_card(reference: str, where: str, *families: str) -> AssetCard:
+    """Return the card of a model of one of some families.
 
     Args:
-        reference: Name of a card; folder of a run, whose last checkpoint is meant; ``RUN/checkpoints/step_N``; or
-            folder with ``config.json`` and ``model.safetensors``, as the authors release their models.
+        reference: Name of a card; folder of a run, whose last checkpoint is meant; ``RUN/checkpoints/step_N``; or, of
+            SPEAR, folder with ``config.json`` and ``model.safetensors``, as the authors release their models.
         where: The configuration's key, which messages begin with.
+        families: The families.
 
     Raises:
         RecipeError: If there is no such model, or it is of another family.
         ReleasedModelError: If a folder of the released layout is damaged.
     """
     folder = Path(reference)
-    if (folder / RELEASED_CONFIG_FILE).is_file():
+    if SPEAR_FAMILY in families and (folder / RELEASED_CONFIG_FILE).is_file():
         return released_card(folder)
-    return find_card(reference, where, SPEAR_FAMILY)
-
-
-def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
-    """Return the card of a model of a family.
-
-    Args:
-        reference: Name of a card; folder of a run, whose last checkpoint is meant; or ``RUN/checkpoints/step_N``.
-        where: The configuration's key, which messages begin with.
-        wanted_family: The family.
-
-    Raises:
-        RecipeError: If there is no such model, or it is of another family.
-    """
-    folder = Path(reference)
     if folder.is_dir():
         if (card := _checkpoint_card(folder)) is None:
             raise RecipeError(
@@ -102,11 +94,9 @@ def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
     else:
         card = _named_card(reference, where)
 
-    family = card.maybe_get_field("model_family")
-    if family is None or family.value != wanted_family:
+    if (family := _family_of(card)) not in families:
         raise RecipeError(
-            f"{where}: must be a model of the family {wanted_family}, but '{reference}' is of "
-            f"'{family.value if family is not None else 'no family'}'."
+            f"{where}: must be a model of the family {' or '.join(families)}, but '{reference}' is of '{family}'."
         )
     return card
 
@@ -147,10 +137,7 @@ def load_spear_config(card: AssetCard, name: str) -> SpearConfig:
     Raises:
         RecipeError: If the card is damaged.
     """
-    try:
-        return get_spear_model_hub().get_model_config(card)
-    except _LOAD_ERRORS as ex:
-        raise RecipeError(f"{name}: {_innermost(ex)}") from None
+    return _load_config(get_spear_model_hub(), card, name)
 
 
 def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> SpearModel:
@@ -169,6 +156,43 @@ def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> Spi
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
     return _load_model(get_spidr_model_hub(), card, name, device)
+
+
+def load_model(card: AssetCard, name: str, *, device: torch.device) -> SpearModel | SpidrModel:
+    """Load a model of any of our families that messages call ``name``.
+
+    Raises:
+        RecipeError: If its weights are damaged, missing, or do not fit its card.
+    """
+    load = load_spidr_model if _family_of(card) == SPIDR_FAMILY else load_spear_model
+    return load(card, name, device=device)
+
+
+def create_untrained_model(card: AssetCard, name: str, *, seed: int, device: torch.device) -> SpearModel | SpidrModel:
+    """Return the architecture of a model of any of our families with fresh weights.
+
+    Raises:
+        RecipeError: If the card is damaged.
+    """
+    is_spidr = _family_of(card) == SPIDR_FAMILY
+    hub: ModelHub[Any, Any] = get_spidr_model_hub() if is_spidr else get_spear_model_hub()
+    config = _load_config(hub, card, name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: SpearModel | SpidrModel = hub.create_new_model(config, device=device)
+    return model
+
+
+def _load_config(hub: ModelHub[Any, ConfigT], card: AssetCard, name: str) -> ConfigT:
+    try:
+        return hub.get_model_config(card)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{name}: {_innermost(ex)}") from None
+
+
+def _family_of(card: AssetCard) -> str:
+    family = card.maybe_get_field("model_family")
+    return str(family.value) if family is not None else "no family"
 
 
 def _load_model(hub: ModelHub[ModelT, Any], card: AssetCard, name: str, device: torch.device) -> ModelT:

@@ -12,6 +12,7 @@ from fairseq2.recipe.component import register_component
 from fairseq2.runtime.dependency import DependencyContainer
 from torch.optim import Optimizer
 
+from spear_plugin.data.alignments import AlignmentFileError
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.dataset import SPEAR_DATASET, SpearDataset, SpearDatasetConfig, open_spear_dataset
@@ -196,6 +197,7 @@ def _register_error_lines(container: DependencyContainer) -> None:
         return 2
 
     for kls in (
+        AlignmentFileError,
         AudioError,
         AudioFolderError,
         CodeStoreError,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Final, final
 
@@ -21,29 +20,15 @@ from pocketsphinx import Decoder
 from rich.console import Console
 
 from recipes.corpus.console import CorpusError, default_num_workers, map_parallel, run_command
+from spear_plugin.data.alignments import SILENCE_PHONE, Segment, write_alignment
 from spear_plugin.data.audio import AudioError, read_audio
 from spear_plugin.data.files import abbreviate, atomic_file
-from spear_plugin.data.manifest import ManifestRow, Seconds, read_manifest
-
-SILENCE_PHONE: Final = "SIL"
+from spear_plugin.data.manifest import ManifestRow, read_manifest
 
 _SAMPLE_RATE: Final = 16_000
 _FRAME_HZ: Final = 100
 
-_COLUMNS: Final = ("id", "start", "end", "phone", "word")
-
 _DIGITS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
-@final
-@dataclass(frozen=True)
-class Segment:
-    """A phone, or a silence, in a recording."""
-
-    start: Seconds
-    end: Seconds
-    phone: str
-    word: str
 
 
 @final
@@ -152,34 +137,6 @@ def _align_row(row: ManifestRow) -> list[Segment] | Unaligned:
         return _process_aligner()(read_audio(row.path, sample_rate=_SAMPLE_RATE), row.text)
     except (AlignmentError, AudioError) as ex:
         return Unaligned(row.id, str(ex))
-
-
-def write_alignment(path: Path, alignment: Mapping[str, Iterable[Segment]]) -> None:
-    """Write columns id, start, end (seconds), phone, word."""
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write("\t".join(_COLUMNS) + "\n")
-
-        for id_, segments in alignment.items():
-            for segment in segments:
-                stream.write(f"{id_}\t{segment.start:.2f}\t{segment.end:.2f}\t{segment.phone}\t{segment.word}\n")
-
-
-def read_alignment(path: Path) -> dict[str, list[Segment]]:
-    """Return the segments by id, as :func:`write_alignment` was given them.
-
-    :raises CorpusError: If the file is not such a table.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-
-    if not lines or tuple(lines[0].split("\t")) != _COLUMNS:
-        raise CorpusError(f"{path}: the header must be {' '.join(_COLUMNS)}. Make the alignment anew.")
-
-    records = [line.split("\t") for line in lines[1:]]
-
-    return {
-        id_: [Segment(float(start), float(end), phone, word) for _, start, end, phone, word in group]
-        for id_, group in groupby(records, key=lambda record: record[0])
-    }
 
 
 def write_unaligned(path: Path, unaligned: Iterable[Unaligned]) -> None:

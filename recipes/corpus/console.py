@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from spear_plugin.data.alignments import AlignmentFileError
 from spear_plugin.data.audio import AudioError
 from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.scan import AudioFolderError
@@ -36,7 +37,7 @@ def run_command(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a command line to its end; expected errors become one line on stderr and exit code 1."""
     try:
         command(sys.argv[1:])
-    except (CorpusError, AudioFolderError, ManifestError, AudioError, OSError) as ex:
+    except (CorpusError, AlignmentFileError, AudioFolderError, ManifestError, AudioError, OSError) as ex:
         print(f"error: {ex}", file=sys.stderr)
 
         sys.exit(1)

@@ -22,7 +22,7 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from recipes.corpus.align import Segment, align_rows, read_alignment, write_alignment, write_unaligned
+from recipes.corpus.align import align_rows, write_unaligned
 from recipes.corpus.console import default_num_workers, run_command
 from recipes.corpus.package_store import PackageStore
 from recipes.corpus.packages import write_attribution
@@ -30,6 +30,7 @@ from recipes.corpus.probe_tasks import EVENT_CORPORA, Example, write_probe_tasks
 from recipes.corpus.scan import bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.sources import CORPORA, DEFAULT, EVERYTHING, GROUPS, SMALL, PackagedCorpus, resolve_corpora
 from recipes.corpus.splits import pretrain_split
+from spear_plugin.data.alignments import Segment, read_alignment, write_alignment
 from spear_plugin.data.audio import inspect_audio, read_audio
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import DOMAINS, ManifestRow, read_manifest, write_manifest

@@ -38,8 +38,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, Self, final
 
-from recipes.corpus.align import Segment, write_alignment
 from recipes.corpus.splits import Split, assign_folds, probe_split
+from spear_plugin.data.alignments import Segment, write_alignment
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import Domain, ManifestRow, Seconds
 

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from recipes.extract.config import ExtractConfig
 from recipes.extract.corpus import find_manifest
-from recipes.features import FeatureSource, open_source
+from recipes.feature_sources import FeatureSource
+from recipes.features import open_source
 from recipes.stores import FeatureMaker, StoreTask, make_shards
 from spear_plugin.data.feature_writer import StoredFeatures
 from spear_plugin.data.features import FeatureStoreMeta

@@ -11,7 +11,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.common import default_common_section
-from recipes.features import FeatureSection
+from recipes.features import NamedFeatureSection
 from spear_plugin.evaluation import DEFAULT_L2
 
 LAYER_MODES: Final = ("best", "weighted")
@@ -20,28 +20,17 @@ _CATEGORY: Final = re.compile(r"(?!train|valid)[-_a-zA-Z0-9]+")
 
 
 @dataclass(kw_only=True)
-class SourceSection(FeatureSection):
+class SourceSection(NamedFeatureSection):
     """One kind of features."""
 
     kinds: ClassVar[Sequence[str]] = ("model", "untrained", "teacher", "log_mel")
 
-    name: str = ""
-    """Name in tables and file names."""
-
     layers: str = "best"
     """``best``: a probe per layer, the layer chosen on validation. ``weighted``: one probe on their learned sum."""
 
-    @property
-    @override
-    def checkpoint_key(self) -> str:
-        return f"features '{self.name}', `checkpoint`"
-
     @override
     def validate(self) -> ValidationResult:
-        result = FeatureSection.validate(self)
-
-        if not self.name or any(c in self.name for c in "/\\\t\n"):
-            result.add_error(f"`name` must be a word that can stand in a file name, but is '{self.name}'.")
+        result = NamedFeatureSection.validate(self)
 
         if self.layers not in LAYER_MODES:
             result.add_error(f"`layers` must be one of {', '.join(LAYER_MODES)}, but is '{self.layers}'.")

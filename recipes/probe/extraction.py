@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from recipes.features import FeatureSource, FrameTiming
+from recipes.feature_sources import FeatureSource, FrameTiming
 from recipes.probe.tasks import Clip, ProbeTask
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import Seconds

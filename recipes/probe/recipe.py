@@ -12,7 +12,8 @@ from fairseq2.utils.rich import get_console
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.features import FeatureSource, open_source
+from recipes.feature_sources import FeatureSource
+from recipes.features import open_source
 from recipes.models import RunStep
 from recipes.probe.config import ProbeConfig, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features

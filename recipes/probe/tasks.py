@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from recipes.probe.config import ProbeSection
+from spear_plugin.data.alignments import read_alignment
 from spear_plugin.data.manifest import Seconds
 from spear_plugin.evaluation import ProbeError, Split, fold_splits, subsample
 
@@ -134,7 +134,7 @@ def frame_labels(segments: Sequence[tuple[Seconds, Seconds, str]]) -> list[tuple
 def _read_items(path: Path, ignored_labels: set[str]) -> Iterator[_Item]:
     alignment_path = path.with_suffix(".alignment.tsv")
 
-    alignment = _read_alignment(alignment_path) if alignment_path.exists() else None
+    alignment = read_alignment(alignment_path) if alignment_path.exists() else None
 
     for number, row in _read_table(path, _COLUMNS):
         try:
@@ -153,21 +153,11 @@ def _read_items(path: Path, ignored_labels: set[str]) -> Iterator[_Item]:
         if alignment is None:
             yield _Item(clip=clip, start=start, end=end, label=row["label"], part=part, fold=fold)
         else:
-            for time, phone in frame_labels(alignment[row["id"]]):
+            segments = [(segment.start, segment.end, segment.phone) for segment in alignment.get(row["id"], ())]
+
+            for time, phone in frame_labels(segments):
                 if phone not in ignored_labels and time < duration:
                     yield _Item(clip=clip, start=time, end=time, label=phone, part=part, fold=fold)
-
-
-def _read_alignment(path: Path) -> dict[str, list[tuple[Seconds, Seconds, str]]]:
-    alignment = defaultdict(list)
-
-    for number, row in _read_table(path, ("id", "start", "end", "phone")):
-        try:
-            alignment[row["id"]].append((float(row["start"]), float(row["end"]), row["phone"]))
-        except ValueError:
-            raise ProbeError(f"{path}, line {number}: start and end must be seconds. Make the file anew.") from None
-
-    return alignment
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

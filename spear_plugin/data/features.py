@@ -74,6 +74,9 @@ class FeatureStoreMeta:
 
     num_shards: int
 
+    num_units: int | None = None
+    """V, of units whether all of them occur or not; None for features."""
+
 
 @final
 class FeatureStore:

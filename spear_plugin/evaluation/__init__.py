@@ -18,3 +18,10 @@ from spear_plugin.evaluation.probe import fit_probe as fit_probe
 from spear_plugin.evaluation.probe import fold_splits as fold_splits
 from spear_plugin.evaluation.probe import majority_accuracy as majority_accuracy
 from spear_plugin.evaluation.probe import subsample as subsample
+from spear_plugin.evaluation.units import UnitQuality as UnitQuality
+from spear_plugin.evaluation.units import cluster_purity as cluster_purity
+from spear_plugin.evaluation.units import count_pairs as count_pairs
+from spear_plugin.evaluation.units import phone_normalized_mutual_information as phone_normalized_mutual_information
+from spear_plugin.evaluation.units import phone_purity as phone_purity
+from spear_plugin.evaluation.units import unit_bitrate as unit_bitrate
+from spear_plugin.evaluation.units import unit_quality as unit_quality

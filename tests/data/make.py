@@ -20,8 +20,8 @@ from typing import Final
 
 import soundfile
 
-from recipes.corpus.align import read_alignment
 from recipes.corpus.splits import place
+from spear_plugin.data.alignments import read_alignment
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import ManifestRow, read_manifest, write_manifest
 

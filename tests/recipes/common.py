@@ -20,7 +20,9 @@ from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
 from spear_plugin.models.spear import SPEAR_FAMILY, SpearConfig, get_spear_model_hub
+from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel, create_spidr_model
 from tests.common import DATA_FOLDER
+from tests.unit.models.spidr.makers import small_config
 
 TINY_DEMO = "recipes/spear/pretrain/configs/tiny_demo.yaml"
 
@@ -168,6 +170,23 @@ def save_run(folder: Path, *, seed: int, config: SpearConfig | None = None) -> P
     step.mkdir(parents=True)
     torch.save(model.state_dict(), step / "sdp_00.pt")
     return folder
+
+
+def save_spidr_run(folder: Path) -> Path:
+    """Write :func:`create_small_spidr_model` as the checkpoint of a pre-training run."""
+    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
+    dumper.dump(folder / "checkpoints", SPIDR_FAMILY, small_config())
+    step = folder / "checkpoints" / "step_2" / "model" / "pp_00" / "tp_00"
+    step.mkdir(parents=True)
+    torch.save(create_small_spidr_model().state_dict(), step / "sdp_00.pt")
+    return folder
+
+
+def create_small_spidr_model() -> SpidrModel:
+    """Return a random model of three layers, the last two of which have a head."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return create_spidr_model(small_config()).eval()
 
 
 def find_run_card(run: Path, name: str) -> AssetCard:

@@ -6,17 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.corpus.align import (
-    Aligner,
-    AlignmentError,
-    Segment,
-    align_rows,
-    main,
-    read_alignment,
-    spoken_words,
-    write_alignment,
-)
+from recipes.corpus.align import Aligner, AlignmentError, align_rows, main, spoken_words
 from recipes.corpus.console import CorpusError
+from spear_plugin.data.alignments import AlignmentFileError, Segment, read_alignment, write_alignment
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import ManifestRow, read_manifest, write_manifest
 from tests.common import DATA_FOLDER
@@ -147,6 +139,22 @@ def test_an_alignment_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_alignment(tmp_path / "a.tsv", alignment)
 
     assert read_alignment(tmp_path / "a.tsv") == alignment
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "the header must be id start end phone word"),
+        (["id\tstart"], "the header must be id start end phone word"),
+        (["id\tstart\tend\tphone\tword", "a\t0.0\t0.1\tAH"], "a.tsv, line 2: must have five fields"),
+        (["id\tstart\tend\tphone\tword", "a\t0.0\tend\tAH\ta"], "a.tsv, line 2: must have five fields"),
+    ],
+)
+def test_what_is_no_alignment_is_refused_with_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    (tmp_path / "a.tsv").write_text("\n".join(lines))
+
+    with pytest.raises(AlignmentFileError, match=message):
+        read_alignment(tmp_path / "a.tsv")
 
 
 def test_a_manifest_without_english_text_is_an_error(tmp_path: Path) -> None:

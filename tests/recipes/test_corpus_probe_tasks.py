@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from recipes.corpus.align import Segment, read_alignment
 from recipes.corpus.packaged import write_pretraining_manifests
 from recipes.corpus.probe_tasks import (
     event_examples,
@@ -15,6 +14,7 @@ from recipes.corpus.probe_tasks import (
     write_probe_tasks,
 )
 from recipes.corpus.splits import assign_folds, normalize_text, place, pretrain_split, probe_split, split_key
+from spear_plugin.data.alignments import Segment, read_alignment
 from spear_plugin.data.manifest import ManifestRow, read_manifest
 
 FOLDER = Path("/corpus")

@@ -16,7 +16,8 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from torch import Tensor
 
 import recipes.probe.recipe as probe_recipe
-from recipes.features import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, SpearSource, open_source
+from recipes.feature_sources import SPEAR_TIMING, FeatureSource, FrameTiming, LogMelSource, SpearSource
+from recipes.features import open_source
 from recipes.probe.config import ProbeConfig, ProbeSection, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
 from recipes.probe.recipe import ProbeRecipe
@@ -26,7 +27,7 @@ from spear_plugin.data.audio import AudioError
 from spear_plugin.evaluation import ProbeError
 from spear_plugin.models.spear import create_spear_model, get_spear_model_hub
 from tests.common import assert_close, assert_equal
-from tests.recipes.common import call_recipe, save_run
+from tests.recipes.common import call_recipe, save_run, save_spidr_run
 from tests.unit.models.spear.test_released import narrow_config
 
 RATE = 16_000
@@ -416,11 +417,11 @@ def test_open_source_loads_the_last_step_and_seeds_the_untrained_model(tmp_path:
     ("checkpoint", "message"),
     [
         ("no_such_card", r"features 'a', `checkpoint`: .* but 'no_such_card' is neither"),
-        ("wav2vec2_base", r"must be a model of the family spear, but 'wav2vec2_base' is of 'wav2vec2'"),
+        ("wav2vec2_base", r"must be a model of the family spear or spidr, but 'wav2vec2_base' is of 'wav2vec2'"),
         ("{empty}", r"holds no finished checkpoint"),
     ],
 )
-def test_open_source_raises_error_when_the_checkpoint_is_no_spear_model(
+def test_open_source_raises_error_when_the_checkpoint_is_no_model_of_ours(
     tmp_path: Path, checkpoint: str, message: str
 ) -> None:
     section = SourceSection(name="a", checkpoint=checkpoint.format(empty=tmp_path))
@@ -497,8 +498,9 @@ def test_recipe_keeps_finished_results_and_repeats_those_that_changed(
     assert extracted[2:] == [["phones", "events"]]
 
 
-def test_recipe_learns_a_weighted_sum_of_layers(corpus: Path, tmp_path: Path) -> None:
-    run_folder = save_run(tmp_path / "run", seed=1)
+@pytest.mark.parametrize("family", ["spear", "spidr"])
+def test_recipe_learns_a_weighted_sum_of_layers(corpus: Path, tmp_path: Path, family: str) -> None:
+    run_folder = save_run(tmp_path / "run", seed=1) if family == "spear" else save_spidr_run(tmp_path / "run")
 
     source = SourceSection(name="sum", kind="untrained", checkpoint=str(run_folder), layers="weighted")
 

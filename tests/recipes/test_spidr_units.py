@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairseq2.checkpoint import ModelMetadataDumper
-from fairseq2.runtime.dependency import get_dependency_resolver
+from fairseq2.device import CPU
 from safetensors.torch import load_file
 from sklearn.cluster import MiniBatchKMeans
 
+from recipes.features import FeatureSection, open_source
 from recipes.spidr.units.recipe import SpidrUnitsRecipe
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.features import FeatureStore
 from spear_plugin.data.manifest import read_manifest
-from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel, create_spidr_model, standardize_waveforms
+from spear_plugin.models.spidr import standardize_waveforms
 from tests.common import DATA_FOLDER, assert_close
-from tests.recipes.common import call_recipe, save_run
+from tests.recipes.common import call_recipe, create_small_spidr_model, save_run, save_spidr_run
 from tests.recipes.test_extract import write_rows
-from tests.unit.models.spidr.makers import small_config
+from tests.unit.models.spear.test_released import narrow_config
 
 ROWS = read_manifest(DATA_FOLDER / "speech.tsv")[:5]
 LAYER = 2  # of three, the last two of which have a head
@@ -29,20 +29,9 @@ LAYER = 2  # of three, the last two of which have a head
 Call = Callable[..., tuple[int, list[str]]]
 
 
-def make_model() -> SpidrModel:
-    torch.manual_seed(3)
-    return create_spidr_model(small_config()).eval()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "run"
-    dumper = get_dependency_resolver().resolve(ModelMetadataDumper)  # type: ignore[type-abstract]
-    dumper.dump(folder / "checkpoints", SPIDR_FAMILY, small_config())
-    step = folder / "checkpoints" / "step_2" / "model" / "pp_00" / "tp_00"
-    step.mkdir(parents=True)
-    torch.save(make_model().state_dict(), step / "sdp_00.pt")
-    return folder
+    return save_spidr_run(tmp_path_factory.mktemp("model") / "run")
 
 
 @pytest.fixture
@@ -69,7 +58,7 @@ def read_alone(index: int) -> tuple[torch.Tensor, torch.Tensor]:
     waveform = torch.from_numpy(read_audio(ROWS[index].path))[None]
     waveform = standardize_waveforms(waveform, torch.tensor([waveform.size(1)]))
     with torch.inference_mode():
-        model = make_model()
+        model = create_small_spidr_model()
         features = model.extract_features(waveform, None, num_layers=LAYER).layers[-1][0]
         return model.unit_probabilities(waveform, None, LAYER)[0], features
 
@@ -128,6 +117,32 @@ def test_clusters_are_fitted_to_features_and_serve_other_corpora(make_units: Cal
     assert read_text(tmp_path / "other") == text
 
 
+@pytest.mark.parametrize("kind", ["log_mel", "teacher"])
+def test_clusters_of_other_sources_are_a_baseline(make_units: Call, tmp_path: Path, kind: str) -> None:
+    assert make_units(f"kind={kind}", "layer=1", "units_from=kmeans", "kmeans.num_clusters=12") == (0, [])
+    text, store = read_text(tmp_path / "out"), FeatureStore(tmp_path / "out")
+    centres = load_file(tmp_path / "out" / "kmeans.safetensors")["centres"]
+    source = open_source(FeatureSection(kind=kind), device=CPU)
+    assert (store.meta.num_units, store.meta.first_centre) == (12, 0.010)
+    for row in ROWS:
+        waveform = torch.from_numpy(read_audio(row.path))[None]
+        layers, _ = source.extract(waveform, torch.tensor([waveform.size(1)]))
+        assert text[row.id] == torch.cdist(layers[0][0], centres).argmin(dim=1).tolist()
+
+
+def test_clusters_of_a_spear_layer_are_units_too(make_units: Call, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "spear", seed=1, config=narrow_config())
+    assert make_units("layer=3", "units_from=kmeans", "kmeans.num_clusters=5", checkpoint=run) == (0, [])
+    assert FeatureStore(tmp_path / "out").meta.first_centre == 0.045
+    text, centres = read_text(tmp_path / "out"), load_file(tmp_path / "out" / "kmeans.safetensors")["centres"]
+    source = open_source(FeatureSection(checkpoint=str(run)), device=CPU)
+    with torch.inference_mode():
+        for row in ROWS:
+            waveform = torch.from_numpy(read_audio(row.path))[None]
+            third = source.extract(waveform, torch.tensor([waveform.size(1)]))[0][2][0]
+            assert text[row.id] == torch.cdist(third, centres).argmin(dim=1).tolist()
+
+
 def test_a_run_goes_on_with_the_shards_that_are_missing(make_units: Call, tmp_path: Path) -> None:
     assert make_units("units_from=kmeans", "kmeans.num_clusters=12") == (0, [])
     out = tmp_path / "out"
@@ -148,11 +163,13 @@ def test_a_run_goes_on_with_the_shards_that_are_missing(make_units: Call, tmp_pa
     ("options", "pattern"),
     [
         (["layer=1"], r"`layer` must be one with a head, from 2 to 3, but is 1"),
-        (["layer=4", "content=features"], r"`layer` must be one of the model, from 1 to 3, but is 4"),
+        (["layer=4", "content=features"], r"`layer` must be one of SpidR, from 1 to 3, but is 4"),
         (["content=codes"], r"`content` must be one of units, probabilities, features, but is 'codes'"),
         (["units_from=kmeans", "kmeans.num_clusters=30000"], r"`kmeans.num_clusters` must be at most the \d+ frames"),
         (["units_from=kmeans", "kmeans.path=nowhere.safetensors"], r"nowhere.safetensors: cannot be read as clusters"),
         (["checkpoint=nobody"], r"`checkpoint`: must be the name of a card"),
+        (["kind=log_mel", "units_from=kmeans"], r"`layer` must be one of log-mel, from 1 to 1, but is 2"),
+        (["kind=log_mel"], r"`units_from` must be kmeans, or `content` features, when `kind` is log_mel"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(make_units: Call, options: list[str], pattern: str) -> None:

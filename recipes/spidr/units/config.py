@@ -9,6 +9,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.common import default_common_section
+from recipes.features import FeatureSection
 from recipes.stores import StoreCorpusSection
 
 _CHOICES: Final = {
@@ -42,14 +43,11 @@ class KMeansSection(Validatable):
 
 
 @dataclass(kw_only=True)
-class SpidrUnitsConfig(Validatable):
-    """Configuration of ``recipes.spidr.units``."""
-
-    checkpoint: str | None = None
-    """A card's name, or a run's folder, whose last checkpoint is taken."""
+class SpidrUnitsConfig(FeatureSection):
+    """Configuration of ``recipes.spidr.units``; other sources than SpidR and DinoSR have features, but no codebooks."""
 
     layer: int = 6
-    """The layer; the first is 1. The paper's best ones are 5 to 7."""
+    """The layer; the first is 1. The paper's best ones are 5 to 7; teachers and log-mel energies have one."""
 
     content: str = "units"
     """``units``; ``probabilities`` that the layer's head gives to its codes; ``features`` of the layer."""
@@ -71,11 +69,21 @@ class SpidrUnitsConfig(Validatable):
 
     common: CommonSection = field(default_factory=default_common_section)
 
+    @property
+    @override
+    def checkpoint_key(self) -> str:
+        return "`checkpoint`"
+
+    @property
+    def is_of_features(self) -> bool:
+        """Whether features are read, not the probabilities of a head."""
+        return self.content == "features" or (self.content == "units" and self.units_from == "kmeans")
+
     @override
     def validate(self) -> ValidationResult:
-        result = ValidationResult()
-        if self.checkpoint is None:
-            result.add_error("`checkpoint` must be set to the name of a card or the folder of a run.")
+        result = FeatureSection.validate(self)
+        if self.kind in ("teacher", "log_mel") and not self.is_of_features:
+            result.add_error(f"`units_from` must be kmeans, or `content` features, when `kind` is {self.kind}.")
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in choices:
                 result.add_error(f"`{name}` must be one of {', '.join(choices)}, but is '{value}'.")

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recipes.common import read_batches
 from recipes.spidr.units.config import SpidrUnitsConfig
-from recipes.spidr.units.maker import FeatureReader
+from recipes.spidr.units.maker import FrameReader
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import ManifestRow
 from spear_plugin.data.seeds import derive_seed
@@ -28,7 +28,7 @@ _BATCH_SIZE: Final = 4096
 
 
 def fit_clusters(
-    reader: FeatureReader, rows: Sequence[ManifestRow], config: SpidrUnitsConfig, device: torch.device
+    reader: FrameReader, rows: Sequence[ManifestRow], config: SpidrUnitsConfig, device: torch.device
 ) -> Tensor:
     """Return the centres (V, D) of clusters of the features of a random part of the corpus.
 

@@ -9,31 +9,72 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from recipes.feature_sources import FeatureSource, FrameTiming, SpidrSource, spidr_timing
 from recipes.stores import FeatureMaker
 from spear_plugin.data.feature_writer import StoredFeatures
-from spear_plugin.models.spidr import SAMPLE_RATE, SpidrModel, standardize_waveforms
+from spear_plugin.models.spidr import SpidrModel, standardize_waveforms
 
 
 class FrameReader(ABC):
-    """Reads something of each frame of recordings that are standardized one by one."""
+    """Reads something of each frame of recordings."""
 
-    name = "SpidR"
-    sample_rate = SAMPLE_RATE
+    name: str
+    sample_rate: int
+    timing: FrameTiming
     dim: int
+
+    @abstractmethod
+    def num_frames(self, num_samples: int) -> int:
+        """Return the frames of a recording."""
+
+    @abstractmethod
+    def read(self, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Return (T, dim) of each of the ``waveforms`` (N, S), zero beyond their ``lengths`` (N,)."""
+
+
+@final
+class SourceReader(FrameReader):
+    """Reads a layer of a source of features."""
+
+    def __init__(self, source: FeatureSource, layer: int) -> None:
+        self._source = source
+        self._layer = layer
+        self.name = source.name
+        self.sample_rate = source.sample_rate
+        self.timing = source.timing
+        self.dim = source.layer_dims[layer - 1]
+
+    @override
+    def num_frames(self, num_samples: int) -> int:
+        return self._source.num_frames(num_samples)
+
+    @override
+    def read(self, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
+        layers, counts = self._source.extract(waveforms, lengths.to(waveforms.device))
+        return [row[:count] for row, count in zip(layers[self._layer - 1], counts.tolist(), strict=True)]
+
+
+class SpidrReader(FrameReader):
+    """Reads recordings that are standardized one by one; nothing beyond the layer is computed."""
+
+    name = SpidrSource.name
+    sample_rate = SpidrSource.sample_rate
 
     def __init__(self, model: SpidrModel, layer: int) -> None:
         self._model = model.eval()
         self._layer = layer
-        self.geometry = model.feature_extractor.geometry
+        self._geometry = model.feature_extractor.geometry
+        self.timing = spidr_timing(self._geometry)
 
+    @override
     def num_frames(self, num_samples: int) -> int:
-        return self.geometry.num_frames(num_samples)
+        return self._geometry.num_frames(num_samples)
 
+    @override
     def read(self, waveforms: Tensor, lengths: Tensor) -> list[Tensor]:
-        """Return (T, dim) of each of the ``waveforms`` (N, S), zero beyond their ``lengths`` (N,)."""
         lengths = lengths.cpu()
         frames = self._read(standardize_waveforms(waveforms, lengths), lengths)
-        counts = self.geometry.num_frames_of(lengths).tolist()
+        counts = self._geometry.num_frames_of(lengths).tolist()
         return [row[:count] for row, count in zip(frames, counts, strict=True)]
 
     @abstractmethod
@@ -42,7 +83,7 @@ class FrameReader(ABC):
 
 
 @final
-class FeatureReader(FrameReader):
+class FeatureReader(SpidrReader):
     """Reads the features of a layer."""
 
     def __init__(self, model: SpidrModel, layer: int) -> None:
@@ -55,7 +96,7 @@ class FeatureReader(FrameReader):
 
 
 @final
-class ProbabilityReader(FrameReader):
+class ProbabilityReader(SpidrReader):
     """Reads the probabilities that the head of a layer gives to its codes."""
 
     def __init__(self, model: SpidrModel, layer: int) -> None:
@@ -68,11 +109,18 @@ class ProbabilityReader(FrameReader):
 
 
 class _ReaderMaker(FeatureMaker):
-    name = FrameReader.name
-    sample_rate = FrameReader.sample_rate
-
     def __init__(self, reader: FrameReader) -> None:
         self._reader = reader
+
+    @property
+    @override
+    def name(self) -> str:
+        return self._reader.name
+
+    @property
+    @override
+    def sample_rate(self) -> int:
+        return self._reader.sample_rate
 
     @override
     def num_frames(self, num_samples: int) -> int:

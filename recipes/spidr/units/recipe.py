@@ -12,14 +12,24 @@ from fairseq2.task import Task
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.models import find_card, load_spidr_model, weights_digest
+from recipes.feature_sources import FeatureSource, SpearSource, SpidrSource
+from recipes.features import open_source
+from recipes.models import find_card, load_model, weights_digest
 from recipes.spidr.units.config import SpidrUnitsConfig
 from recipes.spidr.units.kmeans import KMEANS_FILE, fit_clusters, read_clusters, write_clusters
-from recipes.spidr.units.maker import FeatureReader, FrameMaker, FrameReader, ProbabilityReader, UnitMaker
+from recipes.spidr.units.maker import (
+    FeatureReader,
+    FrameMaker,
+    FrameReader,
+    ProbabilityReader,
+    SourceReader,
+    UnitMaker,
+)
 from recipes.stores import FeatureMaker, StoreTask, make_shards
 from spear_plugin.data.features import FeatureStore, FeatureStoreMeta
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
+from spear_plugin.models.spear import SPEAR_FAMILY
 from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel
 
 UNITS_FILE: Final = "units.txt"
@@ -37,30 +47,47 @@ class SpidrUnitsRecipe(Recipe):
     @override
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(SpidrUnitsConfig)
-        assert config.checkpoint is not None  # by the validation of the configuration
         rows = read_manifest(config.corpus.manifest_path)
-        card = find_card(config.checkpoint, "`checkpoint`", SPIDR_FAMILY)
-        model = load_spidr_model(card, config.checkpoint, device=context.device)
-        is_of_features = config.content == "features" or (config.content == "units" and config.units_from == "kmeans")
-        _check_layer(config, model, needs_head=not is_of_features)
-
-        source = f"spidr:{weights_digest(model)} layer {config.layer}"
-        if is_of_features:
-            reader: FrameReader = FeatureReader(model, config.layer)
-        else:
-            reader = ProbabilityReader(model, config.layer)
-            source += " head"
+        reader, source = _open_reader(context, config)
+        num_units = None
         if config.content != "units":
             dtype = torch.float16 if config.dtype == "float16" else torch.float32
             maker: FeatureMaker = FrameMaker(reader, dtype)
         else:
             centres = None
-            if isinstance(reader, FeatureReader):
+            num_units = reader.dim
+            if config.units_from == "kmeans":
                 centres = _find_clusters(context, config, reader, rows)
                 source += f" kmeans {hashlib.sha256(centres.numpy().tobytes()).hexdigest()[:16]}"
+                num_units = centres.size(0)
                 centres = centres.to(context.device)
             maker = UnitMaker(reader, centres, deduplicate=config.deduplicate)
-        return _create_task(context, config, rows, reader, maker, source)
+        return _create_task(context, config, rows, reader, maker, source, num_units)
+
+
+def _open_reader(context: RecipeContext, config: SpidrUnitsConfig) -> tuple[FrameReader, str]:
+    """Return what reads frames, and the name of what it reads."""
+    if config.kind != "model":
+        return _open_source_reader(open_source(config, device=context.device), config)
+    assert config.checkpoint is not None  # by the validation of the configuration
+    families = (SPIDR_FAMILY, SPEAR_FAMILY) if config.is_of_features else (SPIDR_FAMILY,)
+    model = load_model(
+        find_card(config.checkpoint, config.checkpoint_key, *families), config.checkpoint, device=context.device
+    )
+    if not isinstance(model, SpidrModel):
+        return _open_source_reader(SpearSource(model), config)
+    first_head, last = model.first_head_layer + 1, model.config.encoder.num_layers
+    source = f"spidr:{weights_digest(model)} layer {config.layer}"
+    if config.is_of_features:
+        _check_layer(config, f"of {SpidrSource.name}", 1, last)
+        return FeatureReader(model, config.layer), source
+    _check_layer(config, "with a head", first_head, last)
+    return ProbabilityReader(model, config.layer), f"{source} head"
+
+
+def _open_source_reader(source: FeatureSource, config: SpidrUnitsConfig) -> tuple[FrameReader, str]:
+    _check_layer(config, f"of {source.name}", 1, len(source.layer_dims))
+    return SourceReader(source, config.layer), f"{source.identity} layer {config.layer}"
 
 
 def _create_task(
@@ -70,9 +97,10 @@ def _create_task(
     reader: FrameReader,
     maker: FeatureMaker,
     source: str,
+    num_units: int | None,
 ) -> Task:
     shards = make_shards(rows, config.corpus.max_shard_seconds)
-    is_of_units, geometry = config.content == "units", reader.geometry
+    is_of_units = config.content == "units"
     meta = FeatureStoreMeta(
         source=source,
         layers="last",
@@ -80,11 +108,12 @@ def _create_task(
         dtype="int16" if is_of_units else config.dtype,
         file_format="safetensors",
         dim=1 if is_of_units else reader.dim,
-        frame_rate_hz=reader.sample_rate / geometry.hop,
-        first_centre=0.5 * geometry.receptive_field / reader.sample_rate,
+        frame_rate_hz=reader.timing.rate_hz,
+        first_centre=reader.timing.first_centre,
         manifest=rows_digest(rows),
         max_shard_seconds=config.corpus.max_shard_seconds,
         num_shards=len(shards),
+        num_units=num_units,
     )
     kls = UnitsTask if is_of_units else StoreTask
     return kls(context, rows, config.corpus, shards, meta, maker)
@@ -106,15 +135,13 @@ class UnitsTask(StoreTask):
         log.info("{}: {:,} units of {:,} recordings.", folder / UNITS_FILE, num_units, len(store))
 
 
-def _check_layer(config: SpidrUnitsConfig, model: SpidrModel, *, needs_head: bool) -> None:
-    first, last = model.first_head_layer + 1 if needs_head else 1, model.config.encoder.num_layers
+def _check_layer(config: SpidrUnitsConfig, what: str, first: int, last: int) -> None:
     if not first <= config.layer <= last:
-        what = "with a head, from" if needs_head else "of the model, from"
-        raise RecipeError(f"`layer` must be one {what} {first} to {last}, but is {config.layer}.")
+        raise RecipeError(f"`layer` must be one {what}, from {first} to {last}, but is {config.layer}.")
 
 
 def _find_clusters(
-    context: RecipeContext, config: SpidrUnitsConfig, reader: FeatureReader, rows: list[ManifestRow]
+    context: RecipeContext, config: SpidrUnitsConfig, reader: FrameReader, rows: list[ManifestRow]
 ) -> Tensor:
     """Return the clusters that the configuration names, or those of OUT, which the first process fits once."""
     if config.kmeans.path is not None:
