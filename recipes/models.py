@@ -41,6 +41,8 @@ from spear_plugin.models.spidr import SpidrModel, get_spidr_model_hub
 
 ModelT = TypeVar("ModelT", bound=Module)
 
+ConfigT = TypeVar("ConfigT")
+
 _LOAD_ERRORS: Final = (
     AssetCardError,
     AssetDownloadError,
@@ -64,24 +66,25 @@ def find_spear_card(reference: str, where: str) -> AssetCard:
         RecipeError: If there is no such model, or it is of another family.
         ReleasedModelError: If a folder of the released layout is damaged.
     """
-    folder = Path(reference)
-    if (folder / RELEASED_CONFIG_FILE).is_file():
-        return released_card(folder)
     return find_card(reference, where, SPEAR_FAMILY)
 
 
-def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
-    """Return the card of a model of a family.
+def find_card(reference: str, where: str, *wanted_families: str) -> AssetCard:
+    """Return the card of a model of one of some families.
 
     Args:
-        reference: Name of a card, or folder of a run, whose last checkpoint is meant.
+        reference: Name of a card; folder of a run, whose last checkpoint is meant; or, if SPEAR is among the families,
+            folder of a model in its authors' layout.
         where: The configuration's key, which messages begin with.
-        wanted_family: The family.
+        wanted_families: The families.
 
     Raises:
         RecipeError: If there is no such model, or it is of another family.
+        ReleasedModelError: If a folder of the released layout is damaged.
     """
     folder = Path(reference)
+    if SPEAR_FAMILY in wanted_families and (folder / RELEASED_CONFIG_FILE).is_file():
+        return released_card(folder)
     if folder.is_dir():
         if (card := _last_checkpoint_card(folder)) is None:
             raise RecipeError(
@@ -90,13 +93,18 @@ def find_card(reference: str, where: str, wanted_family: str) -> AssetCard:
     else:
         card = _named_card(reference, where)
 
-    family = card.maybe_get_field("model_family")
-    if family is None or family.value != wanted_family:
+    if (family := family_of(card)) not in wanted_families:
         raise RecipeError(
-            f"{where}: must be a model of the family {wanted_family}, but '{reference}' is of "
-            f"'{family.value if family is not None else 'no family'}'."
+            f"{where}: must be a model of the family {' or '.join(wanted_families)}, but '{reference}' is of "
+            f"'{family or 'no family'}'."
         )
     return card
+
+
+def family_of(card: AssetCard) -> str:
+    """Return the family of a model, or nothing if the card is of none."""
+    field = card.maybe_get_field("model_family")
+    return str(field.value) if field is not None else ""
 
 
 def default_model_name(folder: Path) -> str:
@@ -133,8 +141,17 @@ def load_spear_config(card: AssetCard, name: str) -> SpearConfig:
     Raises:
         RecipeError: If the card is damaged.
     """
+    return load_config(get_spear_model_hub(), card, name)
+
+
+def load_config(hub: ModelHub[Any, ConfigT], card: AssetCard, name: str) -> ConfigT:
+    """Return the configuration of a model of any family.
+
+    Raises:
+        RecipeError: If the card is damaged.
+    """
     try:
-        return get_spear_model_hub().get_model_config(card)
+        return hub.get_model_config(card)
     except _LOAD_ERRORS as ex:
         raise RecipeError(f"{name}: {_innermost(ex)}") from None
 
@@ -145,7 +162,7 @@ def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> Spe
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    return _load_model(get_spear_model_hub(), card, name, device)
+    return load_model(get_spear_model_hub(), card, name, device=device)
 
 
 def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> SpidrModel:
@@ -154,12 +171,19 @@ def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> Spi
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    return _load_model(get_spidr_model_hub(), card, name, device)
+    return load_model(get_spidr_model_hub(), card, name, device=device)
 
 
-def _load_model(hub: ModelHub[ModelT, Any], card: AssetCard, name: str, device: torch.device) -> ModelT:
+def load_model(
+    hub: ModelHub[ModelT, Any], card: AssetCard, name: str, *, device: torch.device, config: object = None
+) -> ModelT:
+    """Load a model of any family, with another configuration than its card's if one is given.
+
+    Raises:
+        RecipeError: If its weights are damaged, missing, or do not fit its configuration.
+    """
     try:
-        return hub.load_model(card, device=device)
+        return hub.load_model(card, device=device, config=config)
     except _LOAD_ERRORS as ex:
         raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
 
@@ -174,11 +198,19 @@ def weights_digest(module: Module) -> str:
 
 
 def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str, extra: Mapping[str, object]) -> None:
+    """Write the card of a SPEAR model; arguments are those of :func:`write_card`."""
+    write_card(path, name, SPEAR_FAMILY, config, checkpoint, extra)
+
+
+def write_card(
+    path: Path, name: str, family: str, config: object, checkpoint: str, extra: Mapping[str, object]
+) -> None:
     """Write the card of a model.
 
     Args:
         path: The file.
         name: The model's name.
+        family: The model's family.
         config: The model's configuration.
         checkpoint: The weights, relative to the card's folder.
         extra: Further fields; fairseq2 keeps and shows those that it does not know.
@@ -186,7 +218,7 @@ def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str
     resolver = get_dependency_resolver()
     card: dict[str, object] = {
         "name": name,
-        "model_family": SPEAR_FAMILY,
+        "model_family": family,
         "model_config": resolver.resolve(ValueConverter).unstructure(config),  # type: ignore[type-abstract]
         "checkpoint": checkpoint,
         **extra,

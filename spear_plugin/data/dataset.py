@@ -20,6 +20,7 @@ from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
 from spear_plugin.data.pipeline import create_pipeline_reader
 from spear_plugin.data.reading import CorpusView
+from spear_plugin.data.rows import check_rows, split_by_class
 from spear_plugin.data.segments import SegmentTable, cut_segments
 
 SPEAR_DATASET: Final = "spear"
@@ -107,6 +108,9 @@ class SpearDataset:
             for corpus, table, weight in zip(corpora, segments, weights, strict=True)
         ]
 
+        if options.balance is not None and options.shuffle:
+            views = split_by_class(views, options.balance)
+
         return create_pipeline_reader(views, gangs, options)
 
 
@@ -147,10 +151,10 @@ def _iterate_stores(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, CodeStore
 
 def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTable:
     """Return the usable segments of a corpus and say in one line what was left out."""
-    missing = _check_codes(corpus, options)
+    missing = _check_codes(corpus, options) | check_rows(corpus.name, corpus.rows, options)
     rate = options.sample_rate
 
-    # Rows without codes count as too short, so that the numbers of the others stay what they are.
+    # Rows that cannot be used count as too short, so that the numbers of the others stay what they are.
     lengths = np.array(
         [0 if row.id in missing else resampled_length(row.num_samples, row.sample_rate, rate) for row in corpus.rows],
         dtype=np.int64,
@@ -165,13 +169,13 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
 
     if len(segments) == 0:
         raise SpearDatasetError(
-            f"Corpus {corpus.name} ({split}): none of its {len(corpus.rows)} rows is long enough and has codes. "
+            f"Corpus {corpus.name} ({split}): none of its {len(corpus.rows)} rows is long enough and usable. "
             f"Check `min_seconds` ({options.min_seconds}) and the manifest."
         )
 
     log.info(
         "Corpus {} ({}): {} rows, {} examples, {:.2f} hours; left out {} rows and {} ends of rows shorter than {} s, "
-        "{} rows without codes.",
+        "{} rows without codes or of no use.",
         corpus.name,
         split,
         len(corpus.rows),
@@ -228,7 +232,6 @@ def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
             f"Corpus {corpus.name}: has no code store for stream {name}, which its rows are trained on. Add it to the "
             f"corpus' `codes`, or give the stream the weight 0 for this domain."
         )
-
     shapes = [(shape.num_codebooks, shape.codebook_size, shape.frame_rate_hz) for shape in (store.identity, stream)]
 
     if shapes[0] != shapes[1]:

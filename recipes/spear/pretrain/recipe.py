@@ -11,10 +11,10 @@ from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
+from recipes.graceful import GracefulTraining
 from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
-from recipes.spear.pretrain.stopping import GracefulTraining
 from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity

@@ -131,7 +131,8 @@ class SpidrEncoder(FrameEncoder):
     def _mask(self, module: Module, inputs: tuple[Tensor, ...], frames: Tensor) -> Tensor:
         del module, inputs
         assert self.augmentation is not None
-        return self.augmentation(frames, self._is_valid)
+        masked: Tensor = self.augmentation(frames, self._is_valid)
+        return masked
 
     @override
     def unused_parameters(self) -> Iterator[Parameter]:
