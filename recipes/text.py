@@ -57,12 +57,17 @@ class TranscriptCodec:
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Return the text of tokens, without white space at its ends; unknown tokens are left out."""
-        known = [token for token in tokens if token not in (BLANK, self._unknown)]
-        return self._decoder(torch.tensor(known, dtype=torch.int64)).strip()
+        return self._write([token for token in tokens if token not in (BLANK, self._unknown)])
 
     def normalize(self, text: str) -> str:
-        """Return a text as the tokenizer writes it, for example in lower case: what hypotheses are compared with."""
-        return self.decode(self.encode(text))
+        """Return a text as the tokenizer writes it, for example in lower case: what hypotheses are compared with.
+
+        Unknown characters stand there as a sign of their own, so that every hypothesis is wrong about them.
+        """
+        return self._write(self.encode(text))
+
+    def _write(self, tokens: Sequence[int]) -> str:
+        return " ".join(self._decoder(torch.tensor(tokens, dtype=torch.int64)).split())
 
     def is_writable(self, tokens: Sequence[int]) -> bool:
         """Return whether all characters of a text with these tokens are known."""
