@@ -67,7 +67,6 @@ def open_spear_dataset(config: SpearDatasetConfig) -> SpearDataset:
     """
     corpora = {"train": _open_corpora(config.train), "valid": _open_corpora(config.valid)}
     _check_same_targets([corpus for split in corpora.values() for corpus in split])
-
     return SpearDataset(corpora)
 
 
@@ -85,6 +84,11 @@ class SpearDataset:
 
         return {stream: store.identity for stream, store in _iterate_stores(corpora)}
 
+    def rows(self, split: str) -> Iterator[ManifestRow]:
+        """Yield the rows of all corpora of a split, usable or not."""
+        for corpus in self._corpora[split]:
+            yield from corpus.rows
+
     def create_reader(self, split: str, gangs: Gangs, *, options: ReaderOptions) -> DataReader[SpearBatch]:
         """Return a reader of batches for the data-parallel rank.
 
@@ -97,10 +101,8 @@ class SpearDataset:
             raise SpearDatasetError(f"`split` must be one of {', '.join(self._corpora)}, but is '{split}'.")
 
         corpora = self._corpora[split]
-
         if not corpora:
             raise SpearDatasetError(f"The dataset has no corpora in its `{split}` list. Name at least one.")
-
         segments = [_prepare(corpus, split, options) for corpus in corpora]
         weights = _example_weights(corpora, segments)
         views = [
@@ -153,13 +155,11 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
     """Return the usable segments of a corpus and say in one line what was left out."""
     missing = _check_codes(corpus, options) | check_rows(corpus.name, corpus.rows, options)
     rate = options.sample_rate
-
     # Rows that cannot be used count as too short, so that the numbers of the others stay what they are.
     lengths = np.array(
         [0 if row.id in missing else resampled_length(row.num_samples, row.sample_rate, rate) for row in corpus.rows],
         dtype=np.int64,
     )
-
     segments = cut_segments(
         lengths,
         min_length=max(options.to_samples(options.min_seconds), 1),
