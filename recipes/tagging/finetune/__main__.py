@@ -7,9 +7,9 @@
 
 Manifests need a column `label`; several labels of a recording are separated by `|`. The vocabulary is that of the
 training rows, or a file with one label a line (`labels`); rows without a label, or with one that is not in it, are
-skipped and counted. OUT gets config.yaml, logs/, metrics/{train,valid}.jsonl, tb/, checkpoints/ and, at the end, card.yaml and
-README.md. The same command started again goes on from the last checkpoint, bit for bit. Everything that can be set:
---dump-config.
+skipped and counted. OUT gets config.yaml, logs/, metrics/{train,valid}.jsonl, tb/, checkpoints/ and, at the end,
+card.yaml and README.md. The same command started again goes on from the last checkpoint, bit for bit. Everything that
+can be set: --dump-config.
 """
 
 from __future__ import annotations
