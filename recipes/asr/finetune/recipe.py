@@ -6,6 +6,7 @@ from typing import Final, final
 
 from fairseq2.data.tokenizers.char import CHAR_TOKENIZER_FAMILY
 from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.error import RecipeError
 from torch.nn import Module
 from typing_extensions import override
 
@@ -36,10 +37,15 @@ class AsrFinetuneRecipe(FinetuneRecipe):
         assert config.tokenizer is not None  # by the validation of the configuration
         # What a run was begun with, it goes on with and is evaluated with, wherever the original may be by then.
         kept = context.output_dir / "tokenizer"
-        is_kept = (kept / TOKENIZER_FILE).is_file()
+        source, is_kept = Path(config.tokenizer) / TOKENIZER_FILE, (kept / TOKENIZER_FILE).is_file()
         codec = open_tokenizer(str(kept) if is_kept else config.tokenizer, "`tokenizer`")
+        if is_kept and source.is_file() and source.read_bytes() != (kept / TOKENIZER_FILE).read_bytes():
+            raise RecipeError(
+                f"`tokenizer`: must be the one that the run was begun with, {kept}, but '{config.tokenizer}' is another. "
+                "Start a run in another folder."
+            )
         fields: dict[str, object] = {"tokenizer_ref": config.tokenizer}
-        if is_kept or (source := Path(config.tokenizer) / TOKENIZER_FILE).is_file():
+        if is_kept or source.is_file():
             if context.gangs.root.rank == 0 and not is_kept:
                 _keep_tokenizer(source, kept)
             fields = {"tokenizer_family": CHAR_TOKENIZER_FAMILY, "tokenizer": f"tokenizer/{TOKENIZER_FILE}"}

@@ -30,7 +30,7 @@ class EncoderConfig(Validatable):
     """Describes the encoder. The default is SPEAR Base without heads."""
 
     family: EncoderFamily = "spear"
-    """``spear``; ``spidr``, DinoSR among them; ``log_mel``: 256 normalized log-mel energies at 50 Hz, no parameters."""
+    """``spear``; ``spidr``, DinoSR among them; ``log_mel``: 256 log-mel energies at 50 Hz, no parameters."""
 
     spear: SpearConfig | None = field(default_factory=lambda: SpearConfig(target_streams=[]))
     """The model, if ``family`` is ``spear``; else ``None``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from spear_plugin.models.spear import SpearModel
 from spear_plugin.models.spear.fbank import NUM_MEL_BINS, compute_fbank
 from spear_plugin.models.spidr import SpidrModel, standardize_waveforms
 
-_EPSILON = 1e-5
+_LOG_MEL_MEAN: Final = -8.0
+_LOG_MEL_SCALE: Final = 4.0
+"""Of speech in [-1, 1], roughly; the same for all recordings, so that loud ones stay loud."""
 
 
 @dataclass(kw_only=True)
@@ -153,7 +155,7 @@ class SpidrEncoder(FrameEncoder):
 
 @final
 class LogMelEncoder(FrameEncoder):
-    """Pairs of log-mel frames, each energy with mean 0 and variance 1 over its utterance: what a head alone can do."""
+    """Pairs of log-mel frames, scaled to about mean 0 and variance 1: what a head can do by itself."""
 
     def __init__(self, augmentation: SpecAugmentation | None) -> None:
         super().__init__(dim=2 * NUM_MEL_BINS, num_layers=1)
@@ -162,7 +164,7 @@ class LogMelEncoder(FrameEncoder):
     @override
     def forward(self, waveforms: Tensor, lengths: Tensor) -> EncodedFrames:
         fbank, lengths = compute_fbank(waveforms, lengths.to(waveforms.device))
-        fbank = _augment(_normalize(fbank, _find_frames(fbank, lengths)), lengths, self.augmentation)
+        fbank = _augment((fbank - _LOG_MEL_MEAN) / _LOG_MEL_SCALE, lengths, self.augmentation)
         num_pairs = fbank.size(1) // 2
         # (N, F, M) -> (N, T, D)
         frames = fbank[:, : 2 * num_pairs].reshape(fbank.size(0), num_pairs, -1)
@@ -176,11 +178,3 @@ def _find_frames(fbank: Tensor, lengths: Tensor) -> Tensor:
 
 def _augment(fbank: Tensor, lengths: Tensor, augmentation: SpecAugmentation | None) -> Tensor:
     return fbank if augmentation is None else augmentation(fbank, _find_frames(fbank, lengths))
-
-
-def _normalize(fbank: Tensor, is_valid: Tensor) -> Tensor:
-    """Return (N, F, M) with zeros on padding."""
-    counts = is_valid.sum(dim=1).clamp(min=1)[:, None, None]
-    valid = is_valid[:, :, None]
-    centred = (fbank - fbank.where(valid, 0.0).sum(dim=1, keepdim=True) / counts).where(valid, 0.0)
-    return centred * torch.rsqrt(centred.square().sum(dim=1, keepdim=True) / counts + _EPSILON)
