@@ -41,8 +41,8 @@ class AsrFinetuneRecipe(FinetuneRecipe):
         codec = open_tokenizer(str(kept) if is_kept else config.tokenizer, "`tokenizer`")
         if is_kept and source.is_file() and source.read_bytes() != (kept / TOKENIZER_FILE).read_bytes():
             raise RecipeError(
-                f"`tokenizer`: must be the one that the run was begun with, {kept}, but '{config.tokenizer}' is another. "
-                "Start a run in another folder."
+                f"`tokenizer`: must be the one that the run was begun with, {kept}, but '{config.tokenizer}' is "
+                "another. Start a run in another folder."
             )
         fields: dict[str, object] = {"tokenizer_ref": config.tokenizer}
         if is_kept or source.is_file():

@@ -107,7 +107,7 @@ def test_ratio_interval_of_words_is_that_of_the_words_as_examples_of_their_utter
     expected = bootstrap_interval(wrong, clusters, seed=2)
     interval = ratio_bootstrap_interval(errors, lengths, seed=2)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
-    assert interval.value == pytest.approx(errors.sum() / lengths.sum())
+    assert interval.value == pytest.approx(int(errors.sum()) / int(lengths.sum()))
 
 
 def test_ratio_interval_refuses_empty_references() -> None:

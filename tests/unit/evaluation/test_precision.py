@@ -6,7 +6,7 @@ import pytest
 from spear_plugin.evaluation import mean_average_precision
 
 
-def naive(scores: np.ndarray, targets: np.ndarray) -> float:  # type: ignore[type-arg]
+def naive(scores: np.ndarray, targets: np.ndarray) -> float:
     """The mean of the precision at the rank of each example that has the label, and of that over labels."""
     values = []
     for column in range(scores.shape[1]):
