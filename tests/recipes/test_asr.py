@@ -58,10 +58,12 @@ def finetune(tmp_path: Path, call: Call, tokenizer: Path) -> Call:
     """Call the recipe on six tones."""
     corpus = write_corpus(tmp_path / "train.tsv", write_tones(tmp_path / "audio", list("abcdef"), text=TEXT))
 
-    def run(*options: str, train: str = corpus, out: str = "run") -> tuple[int, list[str]]:
+    def run(
+        *options: str, train: str = corpus, out: str = "run", config_file: str = TINY_DEMO
+    ) -> tuple[int, list[str]]:
         data = (f"dataset.config_overrides.train={train}", f"dataset.config_overrides.valid={corpus}")
         config = (*data, f"tokenizer={tokenizer}", *SHORT_RUN, *options)
-        return call(AsrFinetuneRecipe, out, "--config-file", TINY_DEMO, "--config", *config)
+        return call(AsrFinetuneRecipe, out, "--config-file", config_file, "--config", *config)
 
     return run
 
@@ -181,6 +183,16 @@ def test_a_run_begins_with_the_encoder_thaws_it_and_loads_by_card_and_folder(
     header, *lines = (tmp_path / "beam" / "transcripts.tsv").read_text().splitlines()
     assert header.split("\t")[:3] == ["id", "reference", "hypothesis"]
     assert [line.split("\t")[:2] for line in lines] == [[name, "press one it's easy"] for name in "abcdef"]
+
+
+@pytest.mark.parametrize("preset", ["librispeech_100h", "librispeech_960h"])
+def test_a_preset_takes_steps_with_a_slower_encoder(preset: str, tmp_path: Path, finetune: Call) -> None:
+    source = f"encoder.checkpoint={save_spear_run(tmp_path / 'pretraining')}"
+    options = (source, "dataset.min_seconds=0.1", "encoder.frozen_steps=0", "regime.num_steps=2")
+    assert finetune(*options, config_file=f"recipes/asr/finetune/configs/{preset}.yaml") == (0, [])
+    log = (tmp_path / "run" / "logs" / "rank_0.log").read_text()
+    assert "Optimizer Parameter Group 0: encoder.model." in log
+    assert "Optimizer Parameter Group 1: projection.bias, projection.weight" in log
 
 
 def test_new_weights_keep_the_architecture_and_another_start(tmp_path: Path, finetune: Call) -> None:

@@ -42,9 +42,9 @@ def finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """Call the recipe on eight tones."""
     corpus = write_corpus(tmp_path / "train.tsv", write_labelled(tmp_path / "audio"))
 
-    def run(*options: str, train: str = corpus) -> tuple[int, list[str]]:
+    def run(*options: str, train: str = corpus, config_file: str = TINY_DEMO) -> tuple[int, list[str]]:
         data = (f"dataset.config_overrides.train={train}", f"dataset.config_overrides.valid={corpus}")
-        arguments = [str(tmp_path / "run"), "--config-file", TINY_DEMO, "--config", *data, *SHORT_RUN, *options]
+        arguments = [str(tmp_path / "run"), "--config-file", config_file, "--config", *data, *SHORT_RUN, *options]
         return call_recipe(TaggingFinetuneRecipe(), arguments, monkeypatch, capsys)
 
     return run
@@ -79,6 +79,14 @@ def test_a_run_learns_labels_of_its_rows_resumes_exactly_and_loads_by_card(
     assert finetune(f"encoder.checkpoint={source}") == (0, [])
     weights = load_weights(run, 4)
     assert [name for name in expected if not torch.equal(weights[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("preset", ["audioset_20k", "audioset_2m"])
+def test_a_preset_takes_steps(preset: str, tmp_path: Path, finetune: Call) -> None:
+    source = f"encoder.checkpoint={save_spear_run(tmp_path / 'pretraining')}"
+    options = (source, "dataset.min_seconds=0.1", "encoder.frozen_steps=0", "regime.num_steps=2")
+    assert finetune(*options, config_file=f"recipes/tagging/finetune/configs/{preset}.yaml") == (0, [])
+    assert "Optimizer Parameter Group 0: encoder.model." in (tmp_path / "run" / "logs" / "rank_0.log").read_text()
 
 
 def test_rows_without_labels_of_the_vocabulary_are_skipped_and_counted(tmp_path: Path, finetune: Call) -> None:
