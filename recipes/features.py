@@ -14,7 +14,7 @@ from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
 from recipes.feature_sources import FeatureSource, LogMelSource, SpearSource, SpidrSource, TeacherSource
-from recipes.models import create_untrained_model, find_card, load_model, run_step_of
+from recipes.models import create_untrained_encoder, find_card, load_encoder, run_step_of
 from spear_plugin.models.spear import SPEAR_FAMILY
 from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel
 from spear_plugin.teachers import TeacherConfig, load_teacher
@@ -100,9 +100,9 @@ def open_source(
     card = find_card(section.checkpoint, section.checkpoint_key, SPEAR_FAMILY, SPIDR_FAMILY)
 
     if section.kind == "model":
-        model = load_model(card, section.checkpoint, device=device)
+        model = load_encoder(card, section.checkpoint, device=device)
     else:
-        model = create_untrained_model(card, section.checkpoint, seed=seed, device=device)
+        model = create_untrained_encoder(card, section.checkpoint, seed=seed, device=device)
 
     source: FeatureSource
 

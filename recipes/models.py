@@ -94,11 +94,18 @@ def find_card(reference: str, where: str, *families: str) -> AssetCard:
     else:
         card = _named_card(reference, where)
 
-    if (family := _family_of(card)) not in families:
+    if (family := family_of(card)) not in families:
         raise RecipeError(
-            f"{where}: must be a model of the family {' or '.join(families)}, but '{reference}' is of '{family}'."
+            f"{where}: must be a model of the family {' or '.join(families)}, but '{reference}' is of "
+            f"'{family or 'no family'}'."
         )
     return card
+
+
+def family_of(card: AssetCard) -> str:
+    """Return the family of a model, or nothing if the card is of none."""
+    field = card.maybe_get_field("model_family")
+    return str(field.value) if field is not None else ""
 
 
 def default_model_name(folder: Path) -> str:
@@ -137,7 +144,19 @@ def load_spear_config(card: AssetCard, name: str) -> SpearConfig:
     Raises:
         RecipeError: If the card is damaged.
     """
-    return _load_config(get_spear_model_hub(), card, name)
+    return load_config(get_spear_model_hub(), card, name)
+
+
+def load_config(hub: ModelHub[Any, ConfigT], card: AssetCard, name: str) -> ConfigT:
+    """Return the configuration of a model of any family.
+
+    Raises:
+        RecipeError: If the card is damaged.
+    """
+    try:
+        return hub.get_model_config(card)
+    except _LOAD_ERRORS as ex:
+        raise RecipeError(f"{name}: {_innermost(ex)}") from None
 
 
 def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> SpearModel:
@@ -146,7 +165,7 @@ def load_spear_model(card: AssetCard, name: str, *, device: torch.device) -> Spe
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    return _load_model(get_spear_model_hub(), card, name, device)
+    return load_model(get_spear_model_hub(), card, name, device=device)
 
 
 def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> SpidrModel:
@@ -155,49 +174,44 @@ def load_spidr_model(card: AssetCard, name: str, *, device: torch.device) -> Spi
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    return _load_model(get_spidr_model_hub(), card, name, device)
+    return load_model(get_spidr_model_hub(), card, name, device=device)
 
 
-def load_model(card: AssetCard, name: str, *, device: torch.device) -> SpearModel | SpidrModel:
-    """Load a model of any of our families that messages call ``name``.
+def load_encoder(card: AssetCard, name: str, *, device: torch.device) -> SpearModel | SpidrModel:
+    """Load a model of SPEAR or SpidR that messages call ``name``.
 
     Raises:
         RecipeError: If its weights are damaged, missing, or do not fit its card.
     """
-    load = load_spidr_model if _family_of(card) == SPIDR_FAMILY else load_spear_model
+    load = load_spidr_model if family_of(card) == SPIDR_FAMILY else load_spear_model
     return load(card, name, device=device)
 
 
-def create_untrained_model(card: AssetCard, name: str, *, seed: int, device: torch.device) -> SpearModel | SpidrModel:
-    """Return the architecture of a model of any of our families with fresh weights.
+def create_untrained_encoder(card: AssetCard, name: str, *, seed: int, device: torch.device) -> SpearModel | SpidrModel:
+    """Return the architecture of a model of SPEAR or SpidR with fresh weights.
 
     Raises:
         RecipeError: If the card is damaged.
     """
-    is_spidr = _family_of(card) == SPIDR_FAMILY
+    is_spidr = family_of(card) == SPIDR_FAMILY
     hub: ModelHub[Any, Any] = get_spidr_model_hub() if is_spidr else get_spear_model_hub()
-    config = _load_config(hub, card, name)
+    config = load_config(hub, card, name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: SpearModel | SpidrModel = hub.create_new_model(config, device=device)
     return model
 
 
-def _load_config(hub: ModelHub[Any, ConfigT], card: AssetCard, name: str) -> ConfigT:
+def load_model(
+    hub: ModelHub[ModelT, Any], card: AssetCard, name: str, *, device: torch.device, config: object = None
+) -> ModelT:
+    """Load a model of any family, with another configuration than its card's if one is given.
+
+    Raises:
+        RecipeError: If its weights are damaged, missing, or do not fit its configuration.
+    """
     try:
-        return hub.get_model_config(card)
-    except _LOAD_ERRORS as ex:
-        raise RecipeError(f"{name}: {_innermost(ex)}") from None
-
-
-def _family_of(card: AssetCard) -> str:
-    family = card.maybe_get_field("model_family")
-    return str(family.value) if family is not None else "no family"
-
-
-def _load_model(hub: ModelHub[ModelT, Any], card: AssetCard, name: str, device: torch.device) -> ModelT:
-    try:
-        return hub.load_model(card, device=device)
+        return hub.load_model(card, device=device, config=config)
     except _LOAD_ERRORS as ex:
         raise RecipeError(f"{name} cannot be loaded: {_innermost(ex)}") from None
 
@@ -212,11 +226,19 @@ def weights_digest(module: Module) -> str:
 
 
 def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str, extra: Mapping[str, object]) -> None:
+    """Write the card of a SPEAR model; arguments are those of :func:`write_card`."""
+    write_card(path, name, SPEAR_FAMILY, config, checkpoint, extra)
+
+
+def write_card(
+    path: Path, name: str, family: str, config: object, checkpoint: str, extra: Mapping[str, object]
+) -> None:
     """Write the card of a model.
 
     Args:
         path: The file.
         name: The model's name.
+        family: The model's family.
         config: The model's configuration.
         checkpoint: The weights, relative to the card's folder.
         extra: Further fields; fairseq2 keeps and shows those that it does not know.
@@ -224,7 +246,7 @@ def write_spear_card(path: Path, name: str, config: SpearConfig, checkpoint: str
     resolver = get_dependency_resolver()
     card: dict[str, object] = {
         "name": name,
-        "model_family": SPEAR_FAMILY,
+        "model_family": family,
         "model_config": resolver.resolve(ValueConverter).unstructure(config),  # type: ignore[type-abstract]
         "checkpoint": checkpoint,
         **extra,

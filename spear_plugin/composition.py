@@ -21,6 +21,19 @@ from spear_plugin.data.manifest import ManifestError
 from spear_plugin.data.options import SpearDatasetError
 from spear_plugin.data.scan import AudioFolderError
 from spear_plugin.evaluation import ProbeError
+from spear_plugin.models.downstream import (
+    CTC_FAMILY,
+    TAGGING_FAMILY,
+    CtcConfig,
+    CtcModel,
+    TaggingConfig,
+    TaggingModel,
+    apply_ac_to_downstream,
+    compile_downstream,
+    create_ctc_model,
+    create_tagging_model,
+    register_downstream_configs,
+)
 from spear_plugin.models.spear import (
     DOMAINS,
     SPEAR_FAMILY,
@@ -81,6 +94,7 @@ def register_spear_plugin(container: DependencyContainer) -> None:
     register_package_assets(container, "spear_plugin.cards")
     _register_spear(container)
     _register_spidr(container)
+    _register_downstream(container)
     _register_quantizers(container)
     _register_spear_dataset(container)
     _register_optim(container)
@@ -116,6 +130,28 @@ def _register_spidr(container: DependencyContainer) -> None:
         layerwise_ac_applier=apply_ac_to_spidr,
     )
     register_spidr_configs(container)
+
+
+def _register_downstream(container: DependencyContainer) -> None:
+    register_model_family(
+        container,
+        CTC_FAMILY,
+        kls=CtcModel,
+        config_kls=CtcConfig,
+        factory=create_ctc_model,
+        compiler=compile_downstream,
+        layerwise_ac_applier=apply_ac_to_downstream,
+    )
+    register_model_family(
+        container,
+        TAGGING_FAMILY,
+        kls=TaggingModel,
+        config_kls=TaggingConfig,
+        factory=create_tagging_model,
+        compiler=compile_downstream,
+        layerwise_ac_applier=apply_ac_to_downstream,
+    )
+    register_downstream_configs(container)
 
 
 def _register_quantizers(container: DependencyContainer) -> None:
@@ -182,6 +218,8 @@ def _register_metric_names(container: DependencyContainer) -> None:
         MetricDescriptor("target_perplexity", "Target Perplexity", 206, format_as_float),
         MetricDescriptor("predicted_perplexity", "Predicted Perplexity", 207, format_as_float),
         MetricDescriptor("codebook_usage", "Codebook Usage", 208, format_as_float),
+        MetricDescriptor("cer", "Character Error Rate (CER)", 209, format_as_float),
+        MetricDescriptor("mean_average_precision", "Mean Average Precision", 210, format_as_float, higher_better=True),
         MetricDescriptor("total_audio_seconds", "Total Audio Seconds", 830, format_as_float),
         MetricDescriptor("total_num_skipped", "Total Number of Skipped Recordings", 840, format_as_float),
     ]

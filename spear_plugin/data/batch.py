@@ -47,6 +47,12 @@ class SpearExample:
     corpus: str = ""
     """Name of the corpus."""
 
+    text: str = ""
+    """Transcript of the row."""
+
+    labels: tuple[str, ...] = ()
+    """Classes of the row."""
+
     epoch: int = 0
     """How often the corpus was read before."""
 
@@ -86,6 +92,12 @@ class SpearBatch(SupportsDeviceTransfer):
 
     starts: list[Seconds] = field(default_factory=list)
     """Where each example begins in its row."""
+
+    texts: list[str] = field(default_factory=list)
+    """Transcript of the row of each example, empty where there is none."""
+
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    """Classes of the row of each example."""
 
     num_skipped: int = 0
     """Examples of this batch that could not be used."""
@@ -148,6 +160,8 @@ def create_spear_batch(
         domains=torch.tensor([DOMAINS.index(example.domain) for example in examples]),
         ids=[example.id for example in examples],
         starts=[example.start for example in examples],
+        texts=[example.text for example in examples],
+        labels=[example.labels for example in examples],
         num_skipped=num_skipped,
         num_skipped_noise=sum(example.num_skipped_noise for example in examples),
         sample_rate=sample_rate,

@@ -20,6 +20,7 @@ from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
 from spear_plugin.data.pipeline import create_pipeline_reader
 from spear_plugin.data.reading import CorpusView
+from spear_plugin.data.rows import check_rows, split_by_class
 from spear_plugin.data.segments import SegmentTable, cut_segments
 
 SPEAR_DATASET: Final = "spear"
@@ -66,7 +67,6 @@ def open_spear_dataset(config: SpearDatasetConfig) -> SpearDataset:
     """
     corpora = {"train": _open_corpora(config.train), "valid": _open_corpora(config.valid)}
     _check_same_targets([corpus for split in corpora.values() for corpus in split])
-
     return SpearDataset(corpora)
 
 
@@ -84,6 +84,11 @@ class SpearDataset:
 
         return {stream: store.identity for stream, store in _iterate_stores(corpora)}
 
+    def rows(self, split: str) -> Iterator[ManifestRow]:
+        """Yield the rows of all corpora of a split, usable or not."""
+        for corpus in self._corpora[split]:
+            yield from corpus.rows
+
     def create_reader(self, split: str, gangs: Gangs, *, options: ReaderOptions) -> DataReader[SpearBatch]:
         """Return a reader of batches for the data-parallel rank.
 
@@ -96,16 +101,17 @@ class SpearDataset:
             raise SpearDatasetError(f"`split` must be one of {', '.join(self._corpora)}, but is '{split}'.")
 
         corpora = self._corpora[split]
-
         if not corpora:
             raise SpearDatasetError(f"The dataset has no corpora in its `{split}` list. Name at least one.")
-
         segments = [_prepare(corpus, split, options) for corpus in corpora]
         weights = _example_weights(corpora, segments)
         views = [
             CorpusView(name=corpus.name, rows=corpus.rows, segments=table, stores=corpus.stores, weight=weight)
             for corpus, table, weight in zip(corpora, segments, weights, strict=True)
         ]
+
+        if options.balance is not None and options.shuffle:
+            views = split_by_class(views, options.balance)
 
         return create_pipeline_reader(views, gangs, options)
 
@@ -147,15 +153,13 @@ def _iterate_stores(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, CodeStore
 
 def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTable:
     """Return the usable segments of a corpus and say in one line what was left out."""
-    missing = _check_codes(corpus, options)
+    missing = _check_codes(corpus, options) | check_rows(corpus.name, corpus.rows, options)
     rate = options.sample_rate
-
-    # Rows without codes count as too short, so that the numbers of the others stay what they are.
+    # Rows that cannot be used count as too short, so that the numbers of the others stay what they are.
     lengths = np.array(
         [0 if row.id in missing else resampled_length(row.num_samples, row.sample_rate, rate) for row in corpus.rows],
         dtype=np.int64,
     )
-
     segments = cut_segments(
         lengths,
         min_length=max(options.to_samples(options.min_seconds), 1),
@@ -165,13 +169,13 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
 
     if len(segments) == 0:
         raise SpearDatasetError(
-            f"Corpus {corpus.name} ({split}): none of its {len(corpus.rows)} rows is long enough and has codes. "
+            f"Corpus {corpus.name} ({split}): none of its {len(corpus.rows)} rows is long enough and usable. "
             f"Check `min_seconds` ({options.min_seconds}) and the manifest."
         )
 
     log.info(
         "Corpus {} ({}): {} rows, {} examples, {:.2f} hours; left out {} rows and {} ends of rows shorter than {} s, "
-        "{} rows without codes.",
+        "{} rows without codes or of no use.",
         corpus.name,
         split,
         len(corpus.rows),
@@ -228,7 +232,6 @@ def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
             f"Corpus {corpus.name}: has no code store for stream {name}, which its rows are trained on. Add it to the "
             f"corpus' `codes`, or give the stream the weight 0 for this domain."
         )
-
     shapes = [(shape.num_codebooks, shape.codebook_size, shape.frame_rate_hz) for shape in (store.identity, stream)]
 
     if shapes[0] != shapes[1]:

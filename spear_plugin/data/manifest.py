@@ -2,8 +2,8 @@
 
 Tab-separated text without quoting is chosen because every tool reads and writes it, and because a line of it can be
 checked on its own. The columns ``id``, ``path``, ``num_samples``, ``sample_rate`` and ``domain`` are required;
-``text``, ``label``, ``speaker`` and ``language`` are optional and may be empty. A relative path is relative to the
-manifest's folder, so that a corpus can be moved together with its manifests.
+``text``, ``label``, ``speaker`` and ``language`` are optional and may be empty. Several labels are separated by ``|``.
+A relative path is relative to the manifest's folder, so that a corpus can be moved together with its manifests.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ DOMAINS: Final[tuple[Domain, ...]] = ("speech", "audio")
 
 REQUIRED_COLUMNS: Final = ("id", "path", "num_samples", "sample_rate", "domain")
 OPTIONAL_COLUMNS: Final = ("text", "label", "speaker", "language")
+
+LABEL_SEPARATOR: Final = "|"
+"""Stands in no name of a class of AudioSet, unlike commas and semicolons."""
 
 
 class ManifestError(ValueError):
@@ -55,7 +58,7 @@ class ManifestRow:
     """Transcript."""
 
     label: str = ""
-    """Class of an audio event, or the prompt's name."""
+    """Class of an audio event, or the prompt's name; several classes are separated by ``|``."""
 
     speaker: str = ""
 
@@ -64,6 +67,12 @@ class ManifestRow:
     @property
     def duration(self) -> Seconds:
         return self.num_samples / self.sample_rate
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes in ``label``, each once."""
+        names = (name.strip() for name in self.label.split(LABEL_SEPARATOR))
+        return tuple(dict.fromkeys(name for name in names if name))
 
 
 _COLUMNS: Final = tuple(field.name for field in fields(ManifestRow))

@@ -8,7 +8,7 @@ from typing import Protocol, final
 
 import torch
 
-from spear_plugin.data.manifest import DOMAINS, Domain, Seconds
+from spear_plugin.data.manifest import DOMAINS, Domain, ManifestRow, Seconds
 from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.data.segments import FrameClock, common_grid
 
@@ -22,6 +22,26 @@ class FrameMasker(Protocol):
 
     def draw(self, lengths: Sequence[int], generator: torch.Generator | None = None) -> torch.Tensor:
         """Return (N, T) bool on the host for N ``lengths`` in samples, drawn from a generator of the CPU."""
+
+
+class RowCheck(Protocol):
+    """Tells which rows a task can use."""
+
+    def __call__(self, row: ManifestRow) -> str | None:
+        """Return why a row cannot be used, in words that are the same for all rows with this problem; else None."""
+
+
+@final
+@dataclass(kw_only=True)
+class ClassBalance:
+    """Draws rare classes more often: first the class of an example, then the example.
+
+    A class with n rows is drawn in proportion to n / (n + ``smoothing``), so a row in proportion to the sum over its
+    classes of 1 / (n + ``smoothing``).
+    """
+
+    smoothing: float = 0.0
+    """Rows from which on a class counts as frequent; 0 draws all classes alike, as PSLA (arXiv 2102.01243) does."""
 
 
 @final
@@ -63,6 +83,12 @@ class ReaderOptions:
 
     masker: FrameMasker | None = None
     """Gives each batch a mask, which follows from (seed, epochs, examples of the batch)."""
+
+    row_check: RowCheck | None = None
+    """Rows that it objects to are left out and counted."""
+
+    balance: ClassBalance | None = None
+    """Draws by the classes of rows. None: each example once an epoch. Not applied without ``shuffle``."""
 
     streams: Mapping[str, StreamOptions] = field(default_factory=dict)
     """Target streams by name."""

@@ -129,6 +129,8 @@ class BatchLoader:
                 corpus=corpus.name,
                 epoch=piece.epoch,
                 domain=row.domain,
+                text=row.text,
+                labels=row.labels,
                 start=start / self._options.sample_rate,
                 waveform=self._read_waveform(row, start, length),
                 codes=self._read_codes(corpus, row, start, length),

@@ -3,9 +3,13 @@ from __future__ import annotations
 from spear_plugin.evaluation.bootstrap import Interval as Interval
 from spear_plugin.evaluation.bootstrap import bootstrap_interval as bootstrap_interval
 from spear_plugin.evaluation.bootstrap import paired_bootstrap_interval as paired_bootstrap_interval
+from spear_plugin.evaluation.bootstrap import ratio_bootstrap_interval as ratio_bootstrap_interval
 from spear_plugin.evaluation.codebooks import codebook_entropies as codebook_entropies
 from spear_plugin.evaluation.codebooks import codebook_perplexity as codebook_perplexity
 from spear_plugin.evaluation.codebooks import codebook_usage as codebook_usage
+from spear_plugin.evaluation.error_rates import ErrorCounts as ErrorCounts
+from spear_plugin.evaluation.error_rates import count_errors as count_errors
+from spear_plugin.evaluation.precision import mean_average_precision as mean_average_precision
 from spear_plugin.evaluation.probe import DEFAULT_L2 as DEFAULT_L2
 from spear_plugin.evaluation.probe import Choice as Choice
 from spear_plugin.evaluation.probe import LinearProbe as LinearProbe

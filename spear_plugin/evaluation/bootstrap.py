@@ -1,4 +1,4 @@
-"""Bootstrap intervals for accuracies whose examples come in clusters.
+"""Bootstrap intervals for accuracies and error rates whose examples come in clusters.
 
 Frames of an utterance, or words of a prompt, are not independent; resampling single examples would give intervals that
 are far too narrow. Whole clusters are drawn with replacement instead, for one accuracy or for the difference of two on
@@ -65,22 +65,56 @@ def paired_bootstrap_interval(
     return _interval(difference, clusters, seed, num_resamples, confidence)
 
 
+def ratio_bootstrap_interval(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    *,
+    seed: int,
+    num_resamples: int = NUM_RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """Return the sum of numerators by that of denominators, with its interval: an error rate, for example.
+
+    :param numerators: (C,) numbers of each cluster, such as the errors in an utterance.
+    :param denominators: (C,) positive numbers, such as the words of the utterance.
+    :raises ValueError: If shapes differ, a denominator is not positive or there are fewer than two clusters.
+    """
+    sums, sizes = (np.asarray(values, dtype=np.float64) for values in (numerators, denominators))
+
+    if sums.shape != sizes.shape or sums.ndim != 1:
+        raise ValueError(f"`denominators` must be of shape {sums.shape}, but are of {sizes.shape} instead.")
+
+    if (sizes <= 0).any():
+        raise ValueError("`denominators` must be positive.")
+
+    return _resample(sums, sizes, seed, num_resamples, confidence)
+
+
 def _interval(scores: NDArray[np.float64], clusters: ArrayLike, seed: int, num: int, confidence: float) -> Interval:
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
 
     if index.shape != scores.shape:
         raise ValueError(f"`clusters` must have the shape of the scores {scores.shape}, but has {index.shape} instead.")
 
-    if names.size < 2:
-        raise ValueError(f"`clusters` must name at least two clusters, but names {names.size} instead.")
+    sums = np.bincount(index, weights=scores, minlength=names.size)
+    sizes = np.bincount(index, minlength=names.size).astype(np.float64)  # (N,) -> (C,)
 
-    sums, sizes = np.bincount(index, weights=scores), np.bincount(index)  # (N,) -> (C,)
+    return _resample(sums, sizes, seed, num, confidence)
+
+
+def _resample(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], seed: int, num: int, confidence: float
+) -> Interval:
+    num_clusters = sums.size
+
+    if num_clusters < 2:
+        raise ValueError(f"`clusters` must name at least two clusters, but names {num_clusters} instead.")
 
     # How often each cluster is drawn: (R, C)
-    draws = np.random.default_rng(seed).multinomial(names.size, np.full(names.size, 1 / names.size), size=num)
+    draws = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=num)
 
     resampled = (draws @ sums) / (draws @ sizes)  # (R,)
 
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
 
-    return Interval(float(scores.mean()), float(low), float(high))
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))

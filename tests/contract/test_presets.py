@@ -6,20 +6,24 @@ from pathlib import Path
 import pytest
 from fairseq2.recipe.base import Recipe
 
+from recipes.asr.finetune.recipe import AsrFinetuneRecipe
 from recipes.common import main
 from recipes.mvq.encode.recipe import MvqEncodeRecipe
 from recipes.mvq.train.recipe import MvqTrainRecipe
 from recipes.probe.recipe import ProbeRecipe
 from recipes.spear.pretrain.recipe import SpearPretrainRecipe
 from recipes.spidr.pretrain.recipe import SpidrPretrainRecipe
+from recipes.tagging.finetune.recipe import TaggingFinetuneRecipe
 
 RECIPES_FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES: dict[str, type[Recipe]] = {
+    "asr/finetune": AsrFinetuneRecipe,
     "mvq/encode": MvqEncodeRecipe,
     "mvq/train": MvqTrainRecipe,
     "probe": ProbeRecipe,
     "spear/pretrain": SpearPretrainRecipe,
     "spidr/pretrain": SpidrPretrainRecipe,
+    "tagging/finetune": TaggingFinetuneRecipe,
 }
 PRESETS = sorted(RECIPES_FOLDER.rglob("configs/*.yaml"))
 
@@ -37,6 +41,9 @@ def test_the_public_presets_are_there() -> None:
     spear += " xlarge_speech_audio base_speech_token_mixing"
     assert {f"spear/pretrain/configs/{name}.yaml" for name in spear.split()} <= names
     assert {f"spidr/pretrain/configs/{name}.yaml" for name in ("tiny_demo", "base", "dinosr_base")} <= names
+    asr, tagging = ("tiny_demo", "librispeech_100h", "librispeech_960h"), ("tiny_demo", "audioset_20k", "audioset_2m")
+    assert {f"asr/finetune/configs/{name}.yaml" for name in asr} <= names
+    assert {f"tagging/finetune/configs/{name}.yaml" for name in tagging} <= names
     assert {f"mvq/train/configs/{name}.yaml" for name in ("demo_speech", "demo_audio", "speech")} <= names
 
 

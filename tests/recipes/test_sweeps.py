@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from recipes.asr.evaluate.config import AsrEvaluateConfig
+from recipes.asr.finetune.config import AsrFinetuneConfig
+from recipes.asr.tokenizer.config import TokenizerConfig
+from recipes.encoders import EncoderSection
 from recipes.spear.pretrain.config import SpearPretrainConfig
+from recipes.tagging.finetune.config import TaggingFinetuneConfig
 from slurm.pipeline import main
 from slurm.plan import read_plan
 from tests.recipes.common import SMALL_ZIPFORMER, TINY_DEMO, write_test_codes
 
 ABLATIONS = Path("recipes/sweeps/ablations.yaml")
+DOWNSTREAM = Path("recipes/sweeps/downstream.yaml")
 
 
 def test_the_ablations_train_what_they_share_once() -> None:
@@ -53,6 +59,32 @@ def test_the_ablations_commands_set_keys_that_there_are() -> None:
             if key.endswith("overrides.train"):
                 assert ("audio" in parsed[0]["codes"]) == ("loss=joint" in stage.name)
                 assert "audio" in parsed[1]["codes"]
+
+
+def test_the_downstream_sweep_compares_four_starts_on_the_same_splits_with_three_seeds() -> None:
+    plan = read_plan(DOWNSTREAM)
+    counts = {"prompts": 1, "events": 1, "tokenizer": 1, "asr": 12, "asr_test": 12, "tagging": 12}
+    assert Counter(stage.stage for stage in plan.stages) == counts
+    assert {len(runs) for runs in plan.cells.values()} == {3}
+    configs: dict[str, type[object]] = {
+        "tokenizer": TokenizerConfig,
+        "asr": AsrFinetuneConfig,
+        "asr_test": AsrEvaluateConfig,
+        "tagging": TaggingFinetuneConfig,
+    }
+    encoders = set()
+    for stage in plan.stages:
+        (command,) = stage.commands
+        settings = dict(text.split("=", 1) for text in command[command.index("--config") + 1 :]) if stage.needs else {}
+        for key, value in settings.items():
+            assert key.split(".")[0] in vars(configs[stage.stage]())
+            parsed = yaml.safe_load(value)
+            if key == "encoder":
+                assert EncoderSection(**parsed).validate().has_error() is False
+                encoders.add(value)
+            if key.endswith("overrides.train"):
+                assert not any(Path(corpus["manifest"]).name == "test.tsv" for corpus in parsed)
+    assert len(encoders) == 4
 
 
 SMALL_SWEEP = """\

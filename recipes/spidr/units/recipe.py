@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from recipes.feature_sources import FeatureSource, SpearSource, SpidrSource
 from recipes.features import open_source
-from recipes.models import find_card, load_model, weights_digest
+from recipes.models import find_card, load_encoder, weights_digest
 from recipes.spidr.units.config import SpidrUnitsConfig
 from recipes.spidr.units.kmeans import KMEANS_FILE, fit_clusters, read_clusters, write_clusters
 from recipes.spidr.units.maker import (
@@ -71,7 +71,7 @@ def _open_reader(context: RecipeContext, config: SpidrUnitsConfig) -> tuple[Fram
         return _open_source_reader(open_source(config, device=context.device), config)
     assert config.checkpoint is not None  # by the validation of the configuration
     families = (SPIDR_FAMILY, SPEAR_FAMILY) if config.is_of_features else (SPIDR_FAMILY,)
-    model = load_model(
+    model = load_encoder(
         find_card(config.checkpoint, config.checkpoint_key, *families), config.checkpoint, device=context.device
     )
     if not isinstance(model, SpidrModel):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_plugin.evaluation import bootstrap_interval, paired_bootstrap_interval
+from spear_plugin.evaluation import bootstrap_interval, paired_bootstrap_interval, ratio_bootstrap_interval
 
 
 def test_bootstrap_interval_equals_the_normal_interval_when_clusters_are_single_examples() -> None:
@@ -96,3 +96,22 @@ def test_paired_bootstrap_interval_of_equal_systems_rarely_excludes_zero() -> No
 def test_bootstrap_interval_raises_error_when_there_is_one_cluster() -> None:
     with pytest.raises(ValueError, match=r"at least two clusters, but names 1"):
         bootstrap_interval([True, False], ["a", "a"], seed=0)
+
+
+def test_ratio_interval_of_words_is_that_of_the_words_as_examples_of_their_utterances() -> None:
+    generator = np.random.default_rng(5)
+    lengths = generator.integers(1, 12, 80)
+    errors = generator.binomial(lengths, 0.3)
+    clusters = np.repeat(np.arange(80), lengths)
+    wrong = np.concatenate([np.arange(n) < k for n, k in zip(lengths, errors, strict=True)])
+    expected = bootstrap_interval(wrong, clusters, seed=2)
+    interval = ratio_bootstrap_interval(errors, lengths, seed=2)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.value == pytest.approx(int(errors.sum()) / int(lengths.sum()))
+
+
+def test_ratio_interval_refuses_empty_references() -> None:
+    with pytest.raises(ValueError, match="`denominators` must be positive"):
+        ratio_bootstrap_interval([0, 1], [0, 3], seed=0)
+    with pytest.raises(ValueError, match="`denominators` must be of shape"):
+        ratio_bootstrap_interval([0, 1], [3], seed=0)
