@@ -36,6 +36,7 @@ from typing_extensions import override
 from recipes.common import default_common_section
 from recipes.encoders import EncoderSection, EncoderSource, find_encoder, load_encoder
 from recipes.finetuned import FinetuningTask
+from recipes.elastic import adapt_checkpoint
 from recipes.graceful import GracefulTraining
 from recipes.pretraining import PretrainDatasetSection, create_reader_options
 from spear_plugin.data.batch import SpearBatch
@@ -70,8 +71,8 @@ class FinetuneConfig(Validatable):
         default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="off", dtype=torch.bfloat16))
     )
 
-    # Groups in its `config` give the encoder a rate of its own. There is no `config` here: it would be merged into that of
-    # another optimizer or schedule named in a file.
+    # Groups in its `config` give the encoder a rate of its own. There is no `config` here: it would be merged into that
+    # of another optimizer or schedule named in a file.
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(config=None))
 
     lr_scheduler: LRSchedulerSection = field(default_factory=lambda: LRSchedulerSection(config=None))
@@ -165,6 +166,7 @@ class FinetuneRecipe(Recipe, ABC):
         if config.dataset.has_validation:
             valid_units = [task.create_valid_unit(dp_model, source.config)]
             valid_readers = [self._create_reader(context, task, "valid", source)]
+        adapt_checkpoint(context, seed=config.common.seed)
         trainer = context.create_trainer(unit, train_reader, valid_units, valid_readers)
         training = GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
         return FinetuningTask(training, context, task.family, model.config, source.name, task.card)
