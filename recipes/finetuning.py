@@ -34,9 +34,9 @@ from torch.nn import Module
 from typing_extensions import override
 
 from recipes.common import default_common_section
+from recipes.elastic import adapt_checkpoint
 from recipes.encoders import EncoderSection, EncoderSource, find_encoder, load_encoder
 from recipes.finetuned import FinetuningTask
-from recipes.elastic import adapt_checkpoint
 from recipes.graceful import GracefulTraining
 from recipes.pretraining import PretrainDatasetSection, create_reader_options
 from spear_plugin.data.batch import SpearBatch
