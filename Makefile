@@ -25,8 +25,9 @@ lint: setup
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
-test: lint abx-env
-	$(PYTHON) -m pytest
+# The tests of one Slurm stay together in a process; the others are spread over the processor's cores.
+test: lint
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 bench: setup
 	$(PYTHON) -m benchmarks.mvq_encode

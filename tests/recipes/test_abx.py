@@ -29,7 +29,8 @@ Call = Callable[..., tuple[int, list[str]]]
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Call the recipe on the manifest of a folder, by default on single phones in any context."""
-    assert (ENVIRONMENT / ".setup-complete").is_file(), "these tests need fastabx: run `make abx-env`"
+    if not (ENVIRONMENT / ".setup-complete").is_file():
+        pytest.skip("needs fastabx: `make abx-env`, which `.ci/run` does")
 
     def call(features: str, *options: str, out: str = "out") -> tuple[int, list[str]]:
         arguments = [

@@ -10,6 +10,13 @@ import pytest
 from tests.slurm.cluster import SlurmCluster
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a Slurm in one process where others are spread over several."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
     """Start a Slurm with two nodes, once a session."""
