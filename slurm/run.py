@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, final
+
+from submitit import Job
 
 from slurm.files import LaunchError, Mark, write_atomically
 from slurm.job import RecipeJob
@@ -21,6 +24,9 @@ from slurm.submission import submit
 ALIVE: Final = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING")
 
 NO_ANSWER: Final = "NO ANSWER"
+
+_Waiting = tuple[PlannedStage, tuple[str, ...]]
+"""An instance of a stage, and the jobs that it waits for."""
 
 
 def local_stages(plan: Plan, num_cores: int) -> list[Stage]:
@@ -76,45 +82,104 @@ class SlurmRunner:
         self._code_is_saved = False
 
     def run(self) -> dict[str, str]:
-        """Submit the stages; return the job of each that is under way."""
+        """Submit the stages; return the job of each that is under way, ``ID`` or ``ID_INDEX`` of an array."""
         jobs: dict[str, str] = {}
-        for stage in self._plan.stages:
-            if (job := self._submit(stage, [jobs[need] for need in stage.needs if need in jobs])) is not None:
-                jobs[stage.name] = job
+        # A plan's order has the instances of a stage side by side.
+        for _, instances in groupby(self._plan.stages, key=lambda stage: stage.stage):
+            waiting = []
+            for stage in instances:
+                dependencies = tuple(jobs[need] for need in stage.needs if need in jobs)
+                if not (pending := self._pending(stage, dependencies)):
+                    continue
+                if (job := JobRecord(self._plan.out, stage.name, stage.commands).find_alive()) is not None:
+                    jobs[stage.name] = job
+                elif len(stage.commands) > 1:
+                    jobs[stage.name] = self._submit_members(stage, pending, dependencies)
+                else:
+                    waiting.append((stage, dependencies))
+            for dependency, stages in arrays_of(waiting):
+                jobs |= self._submit_array(stages, dependency)
         return jobs
 
-    def _submit(self, stage: PlannedStage, dependencies: list[str]) -> str | None:
+    def _pending(self, stage: PlannedStage, dependencies: Sequence[str]) -> list[int]:
+        """Return which commands of a stage are to be run. What a need makes anew makes all of its results old."""
         marks = [member_mark(self._plan, stage, i, is_local=False) for i in range(len(stage.commands))]
-        # What a need makes anew makes this stage's results old.
-        pending = [i for i, mark in enumerate(marks) if dependencies or mark.read() is None]
-        if not pending:
-            return None
-        record = JobRecord(self._plan.out, stage.name, stage.commands)
-        if (job := record.find_alive()) is not None:
-            return job
+        return [i for i, mark in enumerate(marks) if dependencies or mark.read() is None]
+
+    def _submit_members(self, stage: PlannedStage, pending: list[int], dependencies: Sequence[str]) -> str:
+        """Submit the commands of one stage, as an array if there are several."""
+        dependency = f"afterok:{':'.join(dependencies)}" if dependencies else None
+        submitted = self._submit([(stage, i) for i in pending], dependency, stage.name)
+        job = str(submitted[0].job_id).split("_")[0]
+        JobRecord(self._plan.out, stage.name, stage.commands).write(job, [str(s.paths.stdout) for s in submitted])
+        return job
+
+    def _submit_array(self, stages: Sequence[PlannedStage], dependency: str | None) -> dict[str, str]:
+        """Submit instances of a stage, as an array if there are several; return the job of each."""
+        name = stages[0].name if len(stages) == 1 else stages[0].stage
+        submitted = self._submit([(stage, 0) for stage in stages], dependency, name)
+        for stage, job in zip(stages, submitted, strict=True):
+            JobRecord(self._plan.out, stage.name, stage.commands).write(str(job.job_id), [str(job.paths.stdout)])
+        return {stage.name: str(job.job_id) for stage, job in zip(stages, submitted, strict=True)}
+
+    def _submit(self, members: Sequence[tuple[PlannedStage, int]], dependency: str | None, name: str) -> list[Job[Any]]:
         folder = self._plan.out / "logs" / "slurm"
-        resources = stage.resources
-        if dependencies:
-            resources = resources.changed({"dependency": f"afterok:{':'.join(dependencies)}"}, stage.name)
-        work = [
-            RecipeJob(
-                arguments=stage.commands[i],
+        resources = members[0][0].resources
+        if dependency is not None:
+            resources = resources.changed({"dependency": dependency}, name)
+        work = []
+        for stage, index in members:
+            mark = member_mark(self._plan, stage, index, is_local=False)
+            mark.path.unlink(missing_ok=True)
+            job = RecipeJob(
+                arguments=stage.commands[index],
                 root=self._root,
                 max_restarts=resources.max_restarts,
                 state_folder=folder,
-                mark=marks[i],
+                mark=mark,
             )
-            for i in pending
-        ]
+            work.append(job)
         if not self._code_is_saved:
             save_code_state(self._root, folder, sys.argv)
             self._code_is_saved = True
-        for i in pending:
-            marks[i].path.unlink(missing_ok=True)
-        submitted = submit(work, resources, cluster="slurm", name=stage.name, folder=folder)
-        job = str(submitted[0].job_id).split("_")[0]
-        record.write(job, [str(s.paths.stdout) for s in submitted])
-        return job
+        return submit(work, resources, cluster="slurm", name=name, folder=folder)
+
+
+def arrays_of(waiting: Sequence[_Waiting]) -> Iterator[tuple[str | None, list[PlannedStage]]]:
+    """Put instances of a stage together that can be one array; yield each array with what it waits for.
+
+    They can if they wait for the same jobs, or each for another member of one array, in its order: Slurm then starts a
+    member when its counterpart is done.
+
+    Args:
+        waiting: The instances, and the jobs that each waits for.
+    """
+    for group in _grouped(waiting, lambda jobs: tuple(job.partition("_")[0] for job in jobs)):
+        common, counterparts = [], []
+        indices = [str(index) for index in range(len(group))]
+        for column in zip(*(jobs for _, jobs in group), strict=True):
+            if len(set(column)) == 1:
+                common.append(column[0])
+            elif [job.partition("_")[2] for job in column] == indices:
+                counterparts.append(column[0].partition("_")[0])
+            else:
+                for together in _grouped(group, lambda jobs: jobs):
+                    yield _dependency(together[0][1], ()), [stage for stage, _ in together]
+                break
+        else:
+            yield _dependency(common, counterparts), [stage for stage, _ in group]
+
+
+def _dependency(jobs: Sequence[str], counterparts: Sequence[str]) -> str | None:
+    parts = [f"afterok:{':'.join(jobs)}"] if jobs else []
+    return ",".join([*parts, *(f"aftercorr:{array}" for array in counterparts)]) or None
+
+
+def _grouped(waiting: Sequence[_Waiting], key: Callable[[tuple[str, ...]], tuple[str, ...]]) -> list[list[_Waiting]]:
+    groups: dict[tuple[str, ...], list[_Waiting]] = {}
+    for stage, jobs in waiting:
+        groups.setdefault(key(jobs), []).append((stage, jobs))
+    return list(groups.values())
 
 
 @final

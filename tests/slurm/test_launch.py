@@ -265,3 +265,47 @@ def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster
 
     assert pipeline("run") == ""
     assert re.findall(r"^(\w+) +done", pipeline("status"), re.MULTILINE) == ["first", "parts", "last"]
+
+
+SWEEP = """\
+out: {out}
+values: {{behaviour: ok, seed: 1}}
+resources: {{time: 10}}
+stages:
+  shared: {{module: tests.slurm.program, options: [ok]}}
+  train:
+    module: tests.slurm.program
+    needs: [shared]
+    options: ["${{behaviour}}", ok, "${{seed}}"]
+  probe: {{module: tests.slurm.program, needs: [shared, train], options: [ok, "${{train}}"]}}
+sweep:
+  cells:
+    good: {{}}
+    wrong: {{behaviour: 2}}
+  repeat: {{seed: [1, 2]}}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweeps_instances_are_arrays_whose_members_fail_alone(cluster: SlurmCluster, tmp_path: Path) -> None:
+    file, out = tmp_path / "sweep.yaml", tmp_path / "out"
+    file.write_text(SWEEP.format(out=out))
+
+    def run() -> list[tuple[str, str]]:
+        command = [sys.executable, "-m", "slurm.pipeline", "run", str(file), "--cluster", "slurm"]
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return re.findall(r"job (\S+): (\w+)", process.stdout)
+
+    jobs = run()
+    arrays = [{job.split("_")[0] for job, name in jobs if name == stage} for stage in ("shared", "train", "probe")]
+    assert [len(ids) for ids in arrays] == [1, 1, 1]
+    assert len(jobs) == 1 + 4 + 4
+    wait_until(lambda: len(list((out / "stages").glob("probe*.done"))) == 2, "probes of good cells")
+    wait_until(lambda: not cluster.run("squeue", "--noheader"), "end of all jobs")
+    assert len(list((out / "stages").glob("train*.done"))) == 2
+    assert all("behaviour=ok" in path.name for path in (out / "probe").iterdir())
+
+    # Started again, what failed runs, as it now can, and what waited for it.
+    again = run()
+    assert sorted(name for _, name in again) == ["probe", "probe", "train", "train"]
+    wait_until(lambda: len(list((out / "stages").glob("probe*.done"))) == 4, "probes of all cells")
