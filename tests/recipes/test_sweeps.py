@@ -20,6 +20,8 @@ def test_the_ablations_train_what_they_share_once() -> None:
     plan = read_plan(ABLATIONS)
     assert Counter(stage.stage for stage in plan.stages) == {
         "corpora": 1,
+        "mixed_events": 1,
+        "mixed_phones": 1,
         "quantizer_speech": 6,
         "quantizer_audio": 6,
         "codes_speech": 6,
@@ -35,7 +37,11 @@ def test_the_ablations_commands_set_keys_that_there_are() -> None:
     known = set(vars(SpearPretrainConfig()))
     for stage in read_plan(ABLATIONS).stages:
         (command,) = stage.commands
-        settings = dict(text.split("=", 1) for text in command[command.index("--config") + 1 :]) if stage.needs else {}
+        settings = (
+            dict(text.split("=", 1) for text in command[command.index("--config") + 1 :])
+            if "--config" in command
+            else {}
+        )
         for key, value in settings.items():
             parsed = yaml.safe_load(value)
             if stage.stage == "pretraining":
