@@ -89,9 +89,10 @@ class SlurmCluster:
         self.wait_until_idle()
 
     def stop(self) -> None:
-        """End all daemons."""
-        for name in (*NODES, "slurmctld"):
-            self._signal(name, signal.SIGKILL)
+        """End all daemons and jobs."""
+        self._signal("slurmctld", signal.SIGKILL)
+        for node in NODES:
+            self.kill_node(node)
         if self._munge is not None:
             self._munge.kill()
             self._munge.wait()
