@@ -25,9 +25,9 @@ lint: setup
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
-# The tests of one Slurm stay together in a process; the others are spread over the processor's cores.
+# Spread over the processor's cores: many tests wait rather than compute.
 test: lint
-	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 bench: setup
 	$(PYTHON) -m benchmarks.mvq_encode
