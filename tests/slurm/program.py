@@ -16,7 +16,8 @@ from pathlib import Path
 def main(out: Path, behaviours: list[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     rank = os.environ.get("RANK", "0")
-    num_starts = len(list(out.glob(f"rank-{rank}-start-*")))
+    # Of the job: a task may not have begun when another one's crash ended it.
+    num_starts = int(os.environ.get("SLURM_RESTART_COUNT", len(list(out.glob(f"rank-{rank}-start-*")))))
     (out / f"rank-{rank}-start-{num_starts}").write_text(
         "\n".join(f"{name}={value}" for name, value in sorted(os.environ.items()))
     )
