@@ -25,9 +25,9 @@ lint: setup
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
 
-# Spread over the processor's cores: many tests wait rather than compute.
+# Spread over the cores, and one process more: there is always a test that waits for Slurm rather than compute.
 test: lint
-	$(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist worksteal
 
 bench: setup
 	$(PYTHON) -m benchmarks.mvq_encode

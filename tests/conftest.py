@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Final
 
 import pytest
 import torch
@@ -9,6 +11,13 @@ import torch
 os.environ.setdefault("FAIRSEQ2_EXTENSION_TRACE", "1")
 
 from fairseq2 import init_fairseq2
+
+WAITING: Final = Path(__file__).parent / "slurm"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that wait for Slurm: other processes use the cores meanwhile."""
+    items.sort(key=lambda item: WAITING not in item.path.parents)
 
 
 @pytest.fixture(scope="session", autouse=True)
