@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import av
 import numpy as np
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from spear_plugin.data.manifest import Seconds
 
 G722_SUFFIX: Final = ".g722"
+
+CountT = TypeVar("CountT", int, NDArray[np.int64])
 
 # Encoders disagree by a block about priming and padding samples; only more than this counts as cut off.
 _HEADER_TOLERANCE: Final[Seconds] = 0.05
@@ -62,10 +64,11 @@ class AudioInfo:
     num_channels: int
 
 
-def resampled_length(num_samples: int, sample_rate: int, target_rate: int) -> int:
-    """Return the number of samples after resampling: ``num_samples * target_rate / sample_rate``, halves rounded up.
+def resampled_length(num_samples: CountT, sample_rate: CountT, target_rate: int) -> CountT:
+    """Return the number of samples after resampling, of one recording or of many.
 
-    Integer arithmetic, so that manifests, readers and code lengths agree on every machine.
+    It is ``num_samples * target_rate / sample_rate``, halves rounded up, by integer arithmetic, so that manifests,
+    readers and code lengths agree on every machine.
     """
     return (2 * num_samples * target_rate + sample_rate) // (2 * sample_rate)
 

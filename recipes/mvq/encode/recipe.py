@@ -72,7 +72,7 @@ class MvqEncodeTask(ShardTask[CodeStoreWriter]):
     def __init__(
         self,
         context: RecipeContext,
-        rows: list[ManifestRow],
+        rows: Sequence[ManifestRow],
         teacher: Teacher,
         quantizer: FrameQuantizer,
         identity: CodeStoreIdentity,
