@@ -90,6 +90,7 @@ class Corpus:
     """What a plan asks for."""
 
     weight = 1.0
+    shards: NDArray[np.uint32] | None = None
 
     def __init__(self, lengths: NDArray[np.int64]) -> None:
         self.lengths = lengths

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
@@ -22,7 +23,11 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from spear_plugin.data.audio_error import AudioError
+from spear_plugin.data.audio_shards import read_member
 from spear_plugin.data.manifest import Seconds
+
+__all__ = ["G722_SUFFIX", "AudioError", "AudioInfo", "inspect_audio", "read_audio", "resampled_length"]
 
 G722_SUFFIX: Final = ".g722"
 
@@ -41,13 +46,6 @@ _SHORT_WAV_DATA: Final = re.compile(r"^data\s*: (\d+) \(should be (\d+)\)", re.M
 
 # Written by programs that stream WAV and do not know the size in advance.
 _WAV_STREAM_SIZE: Final = 0x7FFF_F000
-
-
-class AudioError(ValueError):
-    """Raised when a file gives no usable audio; the message is one line with path, problem and remedy."""
-
-    def __init__(self, path: Path, problem: str, remedy: str = "Replace or remove the file.") -> None:
-        super().__init__(f"{path}: {problem}. {remedy}")
 
 
 @final
@@ -154,26 +152,28 @@ def _check_not_empty(path: Path, num_samples: int) -> None:
 
 
 def _open(path: Path) -> _SoundFileDecoder | _PyAvDecoder:
-    if not path.is_file():
+    content = read_member(path)
+
+    if content is None and not path.is_file():
         raise AudioError(path, "there is no such file", "Restore it or make the manifest anew.")
 
     if path.suffix.lower() == G722_SUFFIX:  # has no header that could be recognised
-        return _PyAvDecoder(path, container_format="g722")
+        return _PyAvDecoder(path, content, container_format="g722")
 
     try:
-        return _SoundFileDecoder(path)
+        return _SoundFileDecoder(path, content)
     except soundfile.LibsndfileError as ex:
         if ex.code != _SNDFILE_UNRECOGNISED_FORMAT:
             raise AudioError(path, f"cannot be opened: {ex.error_string.strip(' .')}") from ex
 
-    return _PyAvDecoder(path)
+    return _PyAvDecoder(path, content)
 
 
 @final
 class _SoundFileDecoder:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None) -> None:
         self._path = path
-        self._file = soundfile.SoundFile(path)
+        self._file = soundfile.SoundFile(path if content is None else BytesIO(content))
         self.sample_rate: int = self._file.samplerate
         # mp3 frames need their predecessors: after a seek the first ones come out silent.
         self._can_seek: bool = self._file.format != "MP3"
@@ -215,11 +215,11 @@ class _SoundFileDecoder:
 
 @final
 class _PyAvDecoder:
-    def __init__(self, path: Path, container_format: str | None = None) -> None:
+    def __init__(self, path: Path, content: bytes | None, container_format: str | None = None) -> None:
         self._path = path
 
         try:
-            self._container = av.open(str(path), format=container_format)
+            self._container = av.open(str(path) if content is None else BytesIO(content), format=container_format)
         except (av.error.FFmpegError, OSError) as ex:
             raise AudioError(path, "is not audio in a format that libsndfile or FFmpeg reads") from ex
 

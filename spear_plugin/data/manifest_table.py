@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import override
 
+from spear_plugin.data.audio_shards import hash_shards
 from spear_plugin.data.manifest_lines import DOMAINS, ManifestError, ManifestRow, fail, parse_header, parse_line
 from spear_plugin.data.text_fields import (
     Bytes,
@@ -42,6 +43,7 @@ class _Block(NamedTuple):
     sample_rates: NDArray[np.int64]
     domains: NDArray[np.uint8]
     id_hashes: Hashes
+    shard_hashes: Hashes
 
 
 @final
@@ -81,6 +83,9 @@ class ManifestTable(Sequence[ManifestRow]):
 
         self.id_hashes: Hashes = columns[4]
         """(R,), see :func:`spear_plugin.data.text_fields.hash_fields`."""
+
+        self.shards: NDArray[np.uint32] | None = _number(columns[5])
+        """(R,), a number for each archive that audio is in, the same for all other files; None without archives."""
 
         self._check_unique()
 
@@ -149,7 +154,7 @@ class ManifestTable(Sequence[ManifestRow]):
     def _parse(self) -> Iterator[_Block]:
         place, num_rows = len(self._header), 0
         numbers = np.empty(0, dtype=np.int64)
-        yield _Block(np.array([place]), numbers, numbers, numbers.astype(np.uint8), numbers.astype("u8"))
+        yield _Block(np.array([place]), numbers, numbers, numbers.astype(np.uint8), *[numbers.astype("u8")] * 2)
 
         for block in self._blocks():
             block.decode()  # all of it must be UTF-8
@@ -189,6 +194,7 @@ class ManifestTable(Sequence[ManifestRow]):
             sample_rates=sample_rates,
             domains=domains,
             id_hashes=hash_fields(data, starts["id"], ends["id"]),
+            shard_hashes=hash_shards(data, block, starts["path"], ends["path"]),
         )
 
     def _parse_slowly(self, block: bytes, first: int) -> None:
@@ -215,6 +221,13 @@ class ManifestTable(Sequence[ManifestRow]):
                 fail(self.path, int(place) + 2, "id", f"ids must be unique, but '{id_}' occurs twice")
 
             ids.add(id_)
+
+
+def _number(hashes: Hashes) -> NDArray[np.uint32] | None:
+    if not hashes.any():
+        return None
+
+    return np.unique(hashes, return_inverse=True)[1].astype(np.uint32)
 
 
 def _read_header(file: pa.NativeFile) -> bytes:
