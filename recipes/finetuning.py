@@ -70,8 +70,8 @@ class FinetuneConfig(Validatable):
         default_factory=lambda: TrainerSection(mixed_precision=MixedPrecisionConfig(mode="off", dtype=torch.bfloat16))
     )
 
-    # Groups in its `config` give the encoder a rate of its own. There is no `config` here: it would be merged into that of
-    # another optimizer or schedule named in a file.
+    # Groups in its `config` give the encoder a rate of its own. There is no `config` here: it would be merged into that
+    # of another optimizer or schedule named in a file.
     optimizer: OptimizerSection = field(default_factory=lambda: OptimizerSection(config=None))
 
     lr_scheduler: LRSchedulerSection = field(default_factory=lambda: LRSchedulerSection(config=None))

@@ -2,10 +2,10 @@
 
     python -m recipes.corpus.shards OUT speech.tsv --shard-megabytes 512
 
-OUT gets shard-00000.tar, ..., an index beside each, and manifest.tsv, whose paths lead into the shards. Files are copied
-as they are, in the manifest's order; what a shard holds follows from the manifest and the sizes of its files. Each shard
-is read again after it was written. A run that is started again writes what is missing. Files that are not there are
-listed in OUT/failed.tsv and left out. Ids stay, so code stores need no change.
+OUT gets shard-00000.tar, ..., an index beside each, and manifest.tsv, whose paths lead into the shards. Files are
+copied as they are, in the manifest's order; what a shard holds follows from the manifest and the sizes of its files. A
+shard is read again after it was written. A run that is started again writes what is missing. Files that are not there
+are listed in OUT/failed.tsv and left out. Ids stay, so code stores need no change.
 """
 
 from __future__ import annotations
