@@ -192,7 +192,9 @@ def _read_codes(cut: _Cut, identity: CodeStoreIdentity) -> StoredCodes:
             f"{codes.shape} with others. Check `--codes` and `--codebook-size`."
         )
 
-    return codes.astype(identity.code_dtype)
+    stored: StoredCodes = codes.astype(identity.code_dtype)
+
+    return stored
 
 
 def _read_hdf5(path: Path, key: str) -> np.ndarray[Any, np.dtype[Any]]:

@@ -219,7 +219,9 @@ class _PyAvDecoder:
         self._path = path
 
         try:
-            self._container = av.open(str(path) if content is None else BytesIO(content), format=container_format)
+            self._container = av.open(
+                str(path) if content is None else BytesIO(content), mode="r", format=container_format
+            )
         except (av.error.FFmpegError, OSError) as ex:
             raise AudioError(path, "is not audio in a format that libsndfile or FFmpeg reads") from ex
 

@@ -95,10 +95,10 @@ def hash_shards(data: Bytes, block: bytes, starts: Places, ends: Places) -> Hash
     (places,) = np.nonzero(data == inside_shard[-1])
     places = places[places >= len(inside_shard)] - len(inside_shard) + 1
     places = places[fields_equal(data, places, places + len(inside_shard), inside_shard)]
-    rows = np.searchsorted(starts, places, "right") - 1
+    rows: Places = np.searchsorted(starts, places, "right") - 1
     inside = (rows >= 0) & (places < ends[rows])
-    rows, first = np.unique(rows[inside], return_index=True)
-    hashes[rows] = hash_fields(data, starts[rows], places[inside][first])
+    sharded, first = np.unique(rows[inside], return_index=True)
+    hashes[sharded] = hash_fields(data, starts[sharded], places[inside][first])
 
     return hashes
 
@@ -134,7 +134,7 @@ class AudioShard:
                 )
 
     def __len__(self) -> int:
-        return self._names.size
+        return len(self._sizes)
 
     def has_sizes(self, sizes: Mapping[str, int]) -> bool:
         """Return whether the members are these, by name and size in bytes."""

@@ -53,5 +53,5 @@ class EndlessOrder:
     def _sort_shards(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """Return where in the order the segments of the first shards are, then those of the next, and so on."""
         assert self._shards is not None
-        blocks = generator.permutation(int(self._shards.max()) + 1) // SHARDS_AT_ONCE
+        blocks = generator.permutation(int(np.max(self._shards)) + 1) // SHARDS_AT_ONCE
         return np.argsort(blocks.astype(np.uint32)[self._shards[self._order]], kind="stable")

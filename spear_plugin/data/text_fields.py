@@ -55,7 +55,7 @@ def split_lines(data: Bytes, num_columns: int) -> tuple[Places, Places] | None:
 def parse_counts(data: Bytes, starts: Places, ends: Places) -> NDArray[np.int64] | None:
     """Return the positive numbers (F,) in fields, or None if a field holds something else or over 18 digits."""
     lengths = ends - starts
-    if lengths.min(initial=1) < 1 or (width := int(lengths.max(initial=0))) > _MAX_DIGITS:
+    if np.min(lengths, initial=1) < 1 or (width := int(np.max(lengths, initial=0))) > _MAX_DIGITS:
         return None
     values = np.zeros(starts.size, dtype=np.int64)
     for place in range(width):
@@ -69,7 +69,7 @@ def parse_counts(data: Bytes, starts: Places, ends: Places) -> NDArray[np.int64]
 
 def fields_equal(data: Bytes, starts: Places, ends: Places, text: bytes) -> NDArray[np.bool_]:
     """Return (F,), which fields are ``text``."""
-    equal = ends - starts == len(text)
+    equal: NDArray[np.bool_] = ends - starts == len(text)
     for place, byte in enumerate(text):
         equal &= data[np.where(equal, starts + place, 0)] == byte
     return equal
@@ -81,7 +81,7 @@ def hash_fields(data: Bytes, starts: Places, ends: Places) -> Hashes:
     words: Hashes = np.ndarray((data.size + 1,), dtype="<u8", buffer=padded.data, strides=(1,))
     lengths = ends - starts
     hashes = lengths.astype(np.uint64) * _MULTIPLIER
-    for place in range(0, int(lengths.max(initial=0)), _WORD):
+    for place in range(0, int(np.max(lengths, initial=0)), _WORD):
         left = lengths - place
         inside = left > 0
         word = words[np.where(inside, starts + place, 0)] & _WORD_MASKS[left.clip(0, _WORD)]
@@ -101,7 +101,7 @@ def join_fields(data: Bytes, starts: Places, ends: Places) -> Bytes:
     sizes = (ends - starts + 1).ravel()
     last = np.cumsum(sizes)
     places = np.arange(int(sizes.sum())) + np.repeat(starts.ravel() - (last - sizes), sizes)
-    joined = data[places.clip(max=data.size - 1)]
+    joined: Bytes = data[places.clip(max=data.size - 1)]
     joined[last - 1] = _TAB
     joined[last[starts.shape[1] - 1 :: starts.shape[1]] - 1] = _LINE_FEED
     return joined

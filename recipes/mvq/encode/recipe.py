@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import final
 
 import numpy as np
@@ -72,7 +72,7 @@ class MvqEncodeTask(ShardTask[CodeStoreWriter]):
     def __init__(
         self,
         context: RecipeContext,
-        rows: Sequence[ManifestRow],
+        rows: list[ManifestRow],
         teacher: Teacher,
         quantizer: FrameQuantizer,
         identity: CodeStoreIdentity,
