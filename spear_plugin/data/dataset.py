@@ -200,7 +200,6 @@ def _check_codes(corpus: _Corpus, options: ReaderOptions) -> NDArray[np.bool_]:
         wanted = corpus.rows.in_domains(stream.domains)
         if wanted.any():
             missing |= wanted & _lack_codes(corpus, wanted, _get_store(corpus, name, stream))
-
     if not (num_missing := int(np.count_nonzero(missing))):
         return missing
 
@@ -225,7 +224,6 @@ def _lack_codes(corpus: _Corpus, wanted: NDArray[np.bool_], store: CodeStore) ->
     if (lacking & wanted).any():
         # A damaged shard would look like missing ids.
         store.verify()
-
     return lacking
 
 
@@ -250,7 +248,6 @@ def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
 def _example_weights(corpora: Sequence[_Corpus], segments: Sequence[SegmentTable]) -> list[float]:
     """Turn shares of seconds into probabilities of examples, up to a factor."""
     weights = [corpus.weight for corpus in corpora if corpus.weight is not None]
-
     if not weights:
         return [float(len(table)) for table in segments]
 
