@@ -95,7 +95,7 @@ def hash_shards(data: Bytes, block: bytes, starts: Places, ends: Places) -> Hash
     (places,) = np.nonzero(data == inside_shard[-1])
     places = places[places >= len(inside_shard)] - len(inside_shard) + 1
     places = places[fields_equal(data, places, places + len(inside_shard), inside_shard)]
-    rows: Places = np.searchsorted(starts, places, "right") - 1
+    rows: Places = np.asarray(np.searchsorted(starts, places, "right")) - 1
     inside = (rows >= 0) & (places < ends[rows])
     sharded, first = np.unique(rows[inside], return_index=True)
     hashes[sharded] = hash_fields(data, starts[sharded], places[inside][first])
