@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(folder / "speech.tsv", rows)
 
 
-def _write(path: Path, rows: list[ManifestRow]) -> Path:
+def _write(path: Path, rows: Sequence[ManifestRow]) -> Path:
     header = "id\tpath\tnum_samples\tsample_rate\tdomain\n"
     lines = [f"{row.id}\t{row.path.name}\t{row.num_samples}\t{row.sample_rate}\tspeech\n" for row in rows]
     path.write_text(header + "".join(lines))
@@ -67,7 +67,7 @@ def _arguments(manifest: Path, folder: Path, *more: str) -> list[str]:
     return [str(folder), "--config", *settings, *more]
 
 
-def _collect(teacher: Teacher, rows: list[ManifestRow], folder: Path, max_batch_seconds: float) -> torch.Tensor:
+def _collect(teacher: Teacher, rows: Sequence[ManifestRow], folder: Path, max_batch_seconds: float) -> torch.Tensor:
     section = FrameCorpusSection(max_frames=250, max_frames_per_file=60, max_batch_seconds=max_batch_seconds)
 
     return collect_frames(

@@ -28,7 +28,7 @@ class MvqEncodeRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(MvqEncodeConfig)
 
-        rows = read_manifest(config.corpus.manifest_path)
+        rows = list(read_manifest(config.corpus.manifest_path))
         teacher = load_teacher(config.teacher, device=context.device)
         quantizer = load_matching_quantizer(config.quantizer, teacher).to(context.device)
         identity = CodeStoreIdentity(
