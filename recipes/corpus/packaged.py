@@ -119,7 +119,7 @@ def _list_corpus(corpus: PackagedCorpus, store: PackageStore, out: Path, num_wor
     path = out / "corpora" / f"{corpus.name}.tsv"
 
     if path.exists() and path.stat().st_mtime > store.changed_at(corpus.packages):
-        return read_manifest(path)
+        return list(read_manifest(path))
 
     clips = list(corpus.list_clips(store.root.absolute()))
 

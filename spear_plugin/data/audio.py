@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import av
 import numpy as np
@@ -22,9 +23,15 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from spear_plugin.data.audio_error import AudioError
+from spear_plugin.data.audio_shards import read_member
 from spear_plugin.data.manifest import Seconds
 
+__all__ = ["G722_SUFFIX", "AudioError", "AudioInfo", "inspect_audio", "read_audio", "resampled_length"]
+
 G722_SUFFIX: Final = ".g722"
+
+CountT = TypeVar("CountT", int, NDArray[np.int64])
 
 # Encoders disagree by a block about priming and padding samples; only more than this counts as cut off.
 _HEADER_TOLERANCE: Final[Seconds] = 0.05
@@ -41,13 +48,6 @@ _SHORT_WAV_DATA: Final = re.compile(r"^data\s*: (\d+) \(should be (\d+)\)", re.M
 _WAV_STREAM_SIZE: Final = 0x7FFF_F000
 
 
-class AudioError(ValueError):
-    """Raised when a file gives no usable audio; the message is one line with path, problem and remedy."""
-
-    def __init__(self, path: Path, problem: str, remedy: str = "Replace or remove the file.") -> None:
-        super().__init__(f"{path}: {problem}. {remedy}")
-
-
 @final
 @dataclass(frozen=True)
 class AudioInfo:
@@ -62,10 +62,11 @@ class AudioInfo:
     num_channels: int
 
 
-def resampled_length(num_samples: int, sample_rate: int, target_rate: int) -> int:
-    """Return the number of samples after resampling: ``num_samples * target_rate / sample_rate``, halves rounded up.
+def resampled_length(num_samples: CountT, sample_rate: CountT, target_rate: int) -> CountT:
+    """Return the number of samples after resampling, of one recording or of many.
 
-    Integer arithmetic, so that manifests, readers and code lengths agree on every machine.
+    It is ``num_samples * target_rate / sample_rate``, halves rounded up, by integer arithmetic, so that manifests,
+    readers and code lengths agree on every machine.
     """
     return (2 * num_samples * target_rate + sample_rate) // (2 * sample_rate)
 
@@ -151,26 +152,28 @@ def _check_not_empty(path: Path, num_samples: int) -> None:
 
 
 def _open(path: Path) -> _SoundFileDecoder | _PyAvDecoder:
-    if not path.is_file():
+    content = read_member(path)
+
+    if content is None and not path.is_file():
         raise AudioError(path, "there is no such file", "Restore it or make the manifest anew.")
 
     if path.suffix.lower() == G722_SUFFIX:  # has no header that could be recognised
-        return _PyAvDecoder(path, container_format="g722")
+        return _PyAvDecoder(path, content, container_format="g722")
 
     try:
-        return _SoundFileDecoder(path)
+        return _SoundFileDecoder(path, content)
     except soundfile.LibsndfileError as ex:
         if ex.code != _SNDFILE_UNRECOGNISED_FORMAT:
             raise AudioError(path, f"cannot be opened: {ex.error_string.strip(' .')}") from ex
 
-    return _PyAvDecoder(path)
+    return _PyAvDecoder(path, content)
 
 
 @final
 class _SoundFileDecoder:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None) -> None:
         self._path = path
-        self._file = soundfile.SoundFile(path)
+        self._file = soundfile.SoundFile(path if content is None else BytesIO(content))
         self.sample_rate: int = self._file.samplerate
         # mp3 frames need their predecessors: after a seek the first ones come out silent.
         self._can_seek: bool = self._file.format != "MP3"
@@ -212,11 +215,13 @@ class _SoundFileDecoder:
 
 @final
 class _PyAvDecoder:
-    def __init__(self, path: Path, container_format: str | None = None) -> None:
+    def __init__(self, path: Path, content: bytes | None, container_format: str | None = None) -> None:
         self._path = path
 
         try:
-            self._container = av.open(str(path), format=container_format)
+            self._container = av.open(
+                str(path) if content is None else BytesIO(content), mode="r", format=container_format
+            )
         except (av.error.FFmpegError, OSError) as ex:
             raise AudioError(path, "is not audio in a format that libsndfile or FFmpeg reads") from ex
 

@@ -87,6 +87,9 @@ class SpearBatch(SupportsDeviceTransfer):
     domains: Tensor
     """(N,) int64, index into ``DOMAINS``: 0 speech, 1 audio."""
 
+    domain_numbers: list[int] = field(default_factory=list)
+    """The same on the host."""
+
     ids: list[str]
     """Id of the row of each example; segments of one row share it."""
 
@@ -147,6 +150,7 @@ def create_spear_batch(
     :param mask: Of the batch, (N, F), passed on.
     """
     seq_lens = [example.waveform.shape[0] for example in examples]
+    domain_numbers = [DOMAINS.index(example.domain) for example in examples]
     waveforms = np.zeros((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
 
     for row, example in zip(waveforms, examples, strict=True):
@@ -157,7 +161,8 @@ def create_spear_batch(
         lengths=torch.tensor(seq_lens),
         seq_lens=seq_lens,
         codes={name: _pad_codes(examples, name, shape) for name, shape in streams.items()},
-        domains=torch.tensor([DOMAINS.index(example.domain) for example in examples]),
+        domains=torch.tensor(domain_numbers),
+        domain_numbers=domain_numbers,
         ids=[example.id for example in examples],
         starts=[example.start for example in examples],
         texts=[example.text for example in examples],

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.shards import (
@@ -35,6 +36,7 @@ from spear_plugin.data.shards import (
     StoredCodes,
     write_shard,
 )
+from spear_plugin.data.text_fields import Hashes
 
 __all__ = ["CodeStore", "CodeStoreError", "CodeStoreIdentity", "CodeStoreWriter", "StoredCodes"]
 
@@ -159,6 +161,10 @@ class CodeStore:
     def __contains__(self, id_: object) -> bool:
         return isinstance(id_, str) and self._index.find(id_) is not None
 
+    def has_hashes(self, id_hashes: Hashes) -> NDArray[np.bool_]:
+        """Return of which ids, given by hashes, there are codes; see :meth:`IdIndex.has`."""
+        return self._index.has(id_hashes)
+
     def __getitem__(self, id_: str) -> StoredCodes:
         """Return the codes (T, K) of an example as a read-only view of the file.
 
@@ -228,12 +234,8 @@ def _check_same_header(folder: Path, header: dict[str, Any]) -> None:
 
     if found != header:
         wanted, existing = ({**entry.pop("identity", {}), **entry} for entry in (dict(header), dict(found)))
-        problem = ", ".join(
-            f"{name}: {existing.get(name)}, not {value}"
-            for name, value in wanted.items()
-            if existing.get(name) != value
-        )
-
+        differing = [name for name, value in wanted.items() if existing.get(name) != value]
+        problem = ", ".join(f"{name}: {existing.get(name)}, not {wanted[name]}" for name in differing)
         raise CodeStoreError(
             f"{folder}: holds codes of another encoding ({problem}). Choose another folder, or delete this one."
         )

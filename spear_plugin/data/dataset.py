@@ -11,12 +11,13 @@ import numpy as np
 from fairseq2.datasets import DataReader
 from fairseq2.gang import Gangs
 from fairseq2.logging import log
+from numpy.typing import NDArray
 
 from spear_plugin.data.audio import resampled_length
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStore, CodeStoreIdentity
 from spear_plugin.data.files import abbreviate
-from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
+from spear_plugin.data.manifest import ManifestRow, ManifestTable, read_manifest, rows_digest
 from spear_plugin.data.options import ReaderOptions, SpearDatasetError, StreamOptions
 from spear_plugin.data.pipeline import create_pipeline_reader
 from spear_plugin.data.reading import CorpusView
@@ -24,6 +25,8 @@ from spear_plugin.data.rows import check_rows, split_by_class
 from spear_plugin.data.segments import SegmentTable, cut_segments
 
 SPEAR_DATASET: Final = "spear"
+
+_NUM_NAMED: Final = 3
 
 
 @dataclass(kw_only=True)
@@ -53,7 +56,7 @@ class SpearDatasetConfig:
 @dataclass(frozen=True, kw_only=True)
 class _Corpus:
     name: str
-    rows: list[ManifestRow]
+    rows: ManifestTable
     stores: Mapping[str, CodeStore]
     weight: float | None
 
@@ -153,13 +156,13 @@ def _iterate_stores(corpora: Sequence[_Corpus]) -> Iterator[tuple[str, CodeStore
 
 def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTable:
     """Return the usable segments of a corpus and say in one line what was left out."""
-    missing = _check_codes(corpus, options) | check_rows(corpus.name, corpus.rows, options)
+    unusable = _check_codes(corpus, options)
+    unusable[check_rows(corpus.name, corpus.rows, options)] = True
     rate = options.sample_rate
     # Rows that cannot be used count as too short, so that the numbers of the others stay what they are.
-    lengths = np.array(
-        [0 if row.id in missing else resampled_length(row.num_samples, row.sample_rate, rate) for row in corpus.rows],
-        dtype=np.int64,
-    )
+    lengths = resampled_length(corpus.rows.num_samples, corpus.rows.sample_rates, rate)
+    lengths[unusable] = 0
+    num_unusable = np.count_nonzero(unusable)
     segments = cut_segments(
         lengths,
         min_length=max(options.to_samples(options.min_seconds), 1),
@@ -181,49 +184,47 @@ def _prepare(corpus: _Corpus, split: str, options: ReaderOptions) -> SegmentTabl
         len(corpus.rows),
         len(segments),
         segments.lengths.sum() / rate / 3600,
-        segments.num_short_rows - len(missing),
+        segments.num_short_rows - num_unusable,
         segments.num_short_tails,
         options.min_seconds,
-        len(missing),
+        num_unusable,
     )
 
     return segments
 
 
-def _check_codes(corpus: _Corpus, options: ReaderOptions) -> set[str]:
-    """Return the ids of rows that lack codes of a required stream."""
-    missing: set[str] = set()
-
+def _check_codes(corpus: _Corpus, options: ReaderOptions) -> NDArray[np.bool_]:
+    """Return which rows lack codes of a required stream."""
+    missing = np.zeros(len(corpus.rows), dtype=np.bool_)
     for name, stream in options.streams.items():
-        ids = [row.id for row in corpus.rows if row.domain in stream.domains]
+        wanted = corpus.rows.in_domains(stream.domains)
+        if wanted.any():
+            missing |= wanted & _lack_codes(corpus, wanted, _get_store(corpus, name, stream))
+    if not (num_missing := int(np.count_nonzero(missing))):
+        return missing
 
-        if ids:
-            missing.update(_missing_ids(corpus, ids, _get_store(corpus, name, stream)))
+    names = abbreviate([corpus.rows[int(row)].id for row in np.nonzero(missing)[0][:_NUM_NAMED]], total=num_missing)
+    log.warning("Corpus {}: skipping {} rows without codes: {}", corpus.name, num_missing, names)
 
-    if missing:
-        log.warning(
-            "Corpus {}: skipping {} rows without codes: {}", corpus.name, len(missing), abbreviate(sorted(missing))
-        )
-
-    if len(missing) > options.max_skipped:
+    if num_missing > options.max_skipped:
         raise SpearDatasetError(
-            f"Corpus {corpus.name}: {len(missing)} of {len(corpus.rows)} rows have no codes, more than `max_skipped` "
-            f"({options.max_skipped}): {abbreviate(sorted(missing))}. Encode the corpus with `recipes.mvq.encode`."
+            f"Corpus {corpus.name}: {num_missing} of {len(corpus.rows)} rows have no codes, more than `max_skipped` "
+            f"({options.max_skipped}): {names}. Encode the corpus with `recipes.mvq.encode`."
         )
 
     return missing
 
 
-def _missing_ids(corpus: _Corpus, ids: Sequence[str], store: CodeStore) -> list[str]:
+def _lack_codes(corpus: _Corpus, wanted: NDArray[np.bool_], store: CodeStore) -> NDArray[np.bool_]:
     # A complete store of this very manifest needs no search.
     if len(store) == len(corpus.rows) and store.identity.manifest == rows_digest(corpus.rows):
-        return []
+        return np.zeros_like(wanted)
 
-    if missing := [id_ for id_ in ids if id_ not in store]:
+    lacking = ~store.has_hashes(corpus.rows.id_hashes)
+    if (lacking & wanted).any():
         # A damaged shard would look like missing ids.
         store.verify()
-
-    return missing
+    return lacking
 
 
 def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
@@ -247,7 +248,6 @@ def _get_store(corpus: _Corpus, name: str, stream: StreamOptions) -> CodeStore:
 def _example_weights(corpora: Sequence[_Corpus], segments: Sequence[SegmentTable]) -> list[float]:
     """Turn shares of seconds into probabilities of examples, up to a factor."""
     weights = [corpus.weight for corpus in corpora if corpus.weight is not None]
-
     if not weights:
         return [float(len(table)) for table in segments]
 

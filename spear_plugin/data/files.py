@@ -21,8 +21,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def abbreviate(names: list[str], limit: int = 3) -> str:
-    """Return the first names and the number of the others, for messages of one line."""
-    shown = ", ".join(f"'{name}'" for name in names[:limit])
+def abbreviate(names: list[str], limit: int = 3, *, total: int | None = None) -> str:
+    """Return the first names and the number of the others, for messages of one line.
 
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+    :param total: Number of names, where only the first are given.
+    """
+    shown, total = ", ".join(f"'{name}'" for name in names[:limit]), total or len(names)
+
+    return shown if total <= limit else f"{shown} and {total - limit} more"

@@ -57,7 +57,8 @@ class StreamOptions:
     """Entries of each codebook."""
 
     domains: tuple[Domain, ...] = DOMAINS
-    """Domains whose examples must have codes. The others get padding, even where a store has codes for them."""
+    """Domains whose examples must have codes. The others get padding, even where a store has codes for them;
+    without any domain no store is needed."""
 
 
 @final

@@ -12,10 +12,9 @@ Letters: E examples, R processes.
 from __future__ import annotations
 
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Generic, Protocol, TypeVar, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
@@ -24,58 +23,15 @@ from typing_extensions import override
 
 from spear_plugin.data.grouping import Examples, PlanOptions, bucket_edges, cut_groups, lengths_of
 from spear_plugin.data.order import EndlessOrder
+from spear_plugin.data.plan import Plan, PlanError, PlannedCorpus
 from spear_plugin.data.seeds import derive_seed
+
+__all__ = ["Plan", "PlanError", "PlannedCorpus", "TrainingPlan", "ValidationPlan"]
 
 BATCHES_PER_BUCKET: Final = 5
 """Batches of a process and length bucket in a window. With more of them, more examples may meet in a batch."""
 
 _MIN_WINDOW: Final = 1000
-
-
-class PlanError(ValueError):
-    """Raised when a state does not belong to the corpora; the message is one line with the remedy."""
-
-
-class PlannedCorpus(Protocol):
-    """What a plan must know about a corpus."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Of its segments, in samples; at least one."""
-
-    @property
-    def weight(self) -> float:
-        """Probability, up to a factor, that the next example comes from this corpus."""
-
-
-PositionT = TypeVar("PositionT")
-
-
-class Plan(ABC, Generic[PositionT]):
-    """A sequence of groups that can be entered anywhere."""
-
-    @property
-    @abstractmethod
-    def is_endless(self) -> bool: ...
-
-    @abstractmethod
-    def begin(self) -> PositionT:
-        """Return the position before the first group."""
-
-    @abstractmethod
-    def groups_from(self, position: PositionT) -> Iterator[tuple[PositionT, Examples]]:
-        """Yield the groups behind a position, each with the position behind it. Process ``r`` takes ``group[r::R]``."""
-
-    @abstractmethod
-    def to_state(self, position: PositionT) -> dict[str, object]:
-        """Return a position as what ``torch.save`` can write; the same on all processes."""
-
-    @abstractmethod
-    def from_state(self, state: Mapping[str, Any]) -> PositionT:
-        """Return the position of a state.
-
-        :raises PlanError: If the corpora or the seed were others.
-        """
 
 
 @final
@@ -112,7 +68,11 @@ class TrainingPlan(Plan[TrainingPosition]):
         self._lengths = [corpus.lengths for corpus in corpora]
         self._weights = tuple(corpus.weight for corpus in corpora)
         self._options = options
-        self._orders = [EndlessOrder(lengths.size, options.seed, index) for index, lengths in enumerate(self._lengths)]
+        self._shards = [corpus.shards for corpus in corpora]
+        self._orders = [
+            EndlessOrder(corpus.lengths.size, options.seed, index, corpus.shards)
+            for index, corpus in enumerate(corpora)
+        ]
         self._edges = bucket_edges(np.concatenate(self._lengths), options.num_buckets)
         self._shares = np.array(self._weights) / sum(self._weights)
         self._window_size = self._choose_window_size()
@@ -175,7 +135,7 @@ class TrainingPlan(Plan[TrainingPosition]):
         options, weights = PlanOptions(**state["options"]), state["weights"]
         if (options, weights) == (self._options, self._weights):
             return position
-        corpora = [_Corpus(lengths, weight) for lengths, weight in zip(self._lengths, weights, strict=True)]
+        corpora = [_Corpus(*parts) for parts in zip(self._lengths, weights, self._shards, strict=True)]
         return TrainingPlan(corpora, options)._leave(position)
 
     def _leave(self, position: TrainingPosition) -> TrainingPosition:
@@ -185,7 +145,13 @@ class TrainingPlan(Plan[TrainingPosition]):
         return TrainingPosition(window=replace(next_start, carried=carried), num_groups=0)
 
     def _fingerprint(self) -> list[int]:
-        return [zlib.crc32(np.ascontiguousarray(lengths)) for lengths in self._lengths]
+        # Another division into shards is another order.
+        return [
+            zlib.crc32(
+                b"" if shards is None else np.ascontiguousarray(shards), zlib.crc32(np.ascontiguousarray(lengths))
+            )
+            for lengths, shards in zip(self._lengths, self._shards, strict=True)
+        ]
 
     def _open_window(self, start: WindowStart) -> tuple[list[Examples], WindowStart]:
         """Return the groups of a window, and the window after it."""
@@ -262,3 +228,4 @@ class ValidationPlan(Plan[int]):
 class _Corpus:
     lengths: NDArray[np.int64]
     weight: float
+    shards: NDArray[np.uint32] | None

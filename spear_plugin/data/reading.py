@@ -18,7 +18,7 @@ from spear_plugin.data.audio import AudioError, read_audio, resampled_length
 from spear_plugin.data.batch import SpearBatch, SpearExample, StreamShape, create_spear_batch
 from spear_plugin.data.codes import CodeStore, StoredCodes
 from spear_plugin.data.grouping import Examples
-from spear_plugin.data.manifest import ManifestRow, Seconds
+from spear_plugin.data.manifest import ManifestRow, ManifestTable, Seconds
 from spear_plugin.data.mixing import create_mixer
 from spear_plugin.data.options import ReaderOptions
 from spear_plugin.data.pieces import draw_start, standardize
@@ -44,6 +44,12 @@ class CorpusView:
 
     weight: float
     """Probability, up to a factor, that the next example comes from this corpus."""
+
+    @property
+    def shards(self) -> NDArray[np.uint32] | None:
+        """Of the segments, the number of the shard that holds the audio; None where it is in files of its own."""
+        of_rows = self.rows.shards if isinstance(self.rows, ManifestTable) else None
+        return None if of_rows is None else of_rows[self.segments.rows]
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 from fairseq2.logging import log
+from numpy.typing import NDArray
 
 from spear_plugin.data.files import abbreviate
 from spear_plugin.data.manifest import ManifestRow
@@ -16,24 +17,24 @@ from spear_plugin.data.reading import CorpusView
 from spear_plugin.data.segments import SegmentTable
 
 
-def check_rows(name: str, rows: Sequence[ManifestRow], options: ReaderOptions) -> set[str]:
-    """Return the ids of rows that ``options.row_check`` objects to, and log them by reason.
+def check_rows(name: str, rows: Sequence[ManifestRow], options: ReaderOptions) -> NDArray[np.int64]:
+    """Return the indices of rows that ``options.row_check`` objects to, and log them by reason.
 
     :raises SpearDatasetError: If they are more than ``max_skipped``, or all.
     """
     if options.row_check is None:
-        return set()
+        return np.empty(0, dtype=np.int64)
 
     ids_of_reason: dict[str, list[str]] = defaultdict(list)
+    skipped = []
 
-    for row in rows:
+    for index, row in enumerate(rows):
         if (reason := options.row_check(row)) is not None:
             ids_of_reason[reason].append(row.id)
+            skipped.append(index)
 
     for reason, ids in ids_of_reason.items():
         log.warning("Corpus {}: skipping {} of {} rows, {}: {}", name, len(ids), len(rows), reason, abbreviate(ids))
-
-    skipped = {id_ for ids in ids_of_reason.values() for id_ in ids}
 
     if len(skipped) > min(options.max_skipped, len(rows) - 1):
         reasons = "; ".join(f"{len(ids)} {reason}, as {abbreviate(ids, 1)}" for reason, ids in ids_of_reason.items())
@@ -42,7 +43,7 @@ def check_rows(name: str, rows: Sequence[ManifestRow], options: ReaderOptions) -
             f"({options.max_skipped}) or all of them: {reasons}. Correct the manifest, or raise the limit."
         )
 
-    return skipped
+    return np.array(skipped, dtype=np.int64)
 
 
 def split_by_class(corpora: Sequence[CorpusView], balance: ClassBalance) -> list[CorpusView]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from spear_plugin.data.files import atomic_file
+from spear_plugin.data.text_fields import Hashes, hash_fields, hash_text
 
 _SCHEMA: Final = pa.schema(
     [pa.field("id", pa.large_string(), nullable=False), pa.field("codes", pa.large_binary(), nullable=False)]
@@ -114,6 +115,13 @@ class Shard:
 
         return ids
 
+    def id_hashes(self) -> Hashes:
+        """Return a hash of each id, see :func:`spear_plugin.data.text_fields.hash_fields`."""
+        _, offsets, data = self._batch.column("id").buffers()
+        ends = np.frombuffer(offsets, dtype=np.int64, count=self._batch.num_rows + 1)
+
+        return hash_fields(np.frombuffer(data or b"", dtype=np.uint8), ends[:-1], ends[1:])
+
     def id(self, row: int) -> str:
         return str(self._batch.column("id")[row].as_py())
 
@@ -166,9 +174,9 @@ class IdIndex:
 
     def __init__(self, folder: Path, shards: list[Shard]) -> None:
         self._shards = shards
-        hashes = [np.array([hash(id_) for id_ in shard.ids()], dtype=np.int64) for shard in shards]
+        hashes = [shard.id_hashes() for shard in shards]
         self._starts = np.cumsum([0, *(part.size for part in hashes)])
-        hashed = np.concatenate([np.empty(0, dtype=np.int64), *hashes])
+        hashed = np.concatenate([np.empty(0, dtype=np.uint64), *hashes])
         self._order = np.argsort(hashed, kind="stable").astype(np.uint32)
         self._hashes = hashed[self._order]
         self._check_unique(folder)
@@ -178,9 +186,23 @@ class IdIndex:
 
     def find(self, id_: str) -> tuple[int, int] | None:
         """Return the shard and the row of an id."""
-        return next((place for place, found in self._candidates(hash(id_)) if found == id_), None)
+        return next((place for place, found in self._candidates(hash_text(id_)) if found == id_), None)
 
-    def _candidates(self, id_hash: int) -> Iterator[tuple[tuple[int, int], str]]:
+    def has(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Return which hashes are those of an id.
+
+        Ids are not compared: among 40 million, one in 10,000 corpora holds an id wrongly taken for another.
+        """
+        order = np.argsort(hashes)  # a search in order stays in the processor's caches
+        places = np.searchsorted(self._hashes, hashes[order]).clip(max=max(len(self) - 1, 0))
+        found = np.zeros(hashes.size, dtype=np.bool_)
+
+        if len(self):
+            found[order] = self._hashes[places] == hashes[order]
+
+        return found
+
+    def _candidates(self, id_hash: np.uint64) -> Iterator[tuple[tuple[int, int], str]]:
         first, last = (int(np.searchsorted(self._hashes, id_hash, side)) for side in ("left", "right"))
 
         for position in self._order[first:last]:
@@ -191,7 +213,7 @@ class IdIndex:
 
     def _check_unique(self, folder: Path) -> None:
         for id_hash in self._hashes[1:][self._hashes[1:] == self._hashes[:-1]]:
-            ids = [id_ for _, id_ in self._candidates(int(id_hash))]
+            ids = [id_ for _, id_ in self._candidates(id_hash)]
 
             if len(set(ids)) < len(ids):
                 raise CodeStoreError(f"{folder}: the id '{ids[0]}' occurs twice. Delete the folder and encode again.")

@@ -57,7 +57,7 @@ def make(folder: Path, *options: str) -> list[ManifestRow]:
 
     main([str(folder), str(out), "--domain", "speech", "--workers", "1", *options])
 
-    return read_manifest(out)
+    return list(read_manifest(out))
 
 
 def test_every_decodable_file_is_listed_with_its_true_length_and_rate(folder: Path) -> None:

@@ -117,7 +117,7 @@ def test_the_command_goes_from_packages_to_manifests_and_the_second_time_does_no
 
         assert len(mirror.calls()) == 2  # one question, one download
 
-    rows = read_manifest(out / "audio" / "train.tsv") + read_manifest(out / "audio" / "valid.tsv")
+    rows = [*read_manifest(out / "audio" / "train.tsv"), *read_manifest(out / "audio" / "valid.tsv")]
 
     assert sorted((row.id, row.label) for row in rows) == [(f"sonic_pi/drum_{number}", "drum") for number in range(5)]
 

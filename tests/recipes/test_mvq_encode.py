@@ -11,8 +11,9 @@ import pytest
 import torch
 from fairseq2.recipe.run import run
 
-from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig, QuantizerSection
+from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig
 from recipes.mvq.encode.recipe import MvqEncodeRecipe
+from recipes.targets import QuantizerSection
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.codes import CodeStore, CodeStoreWriter
 from spear_plugin.data.manifest import manifest_digest, read_manifest

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from fairseq2.recipe.error import RecipeError
 from fairseq2.recipe.run import run
 from safetensors.torch import load_file
 
+import recipes.mvq.train.frames as frames_module
 import recipes.mvq.train.recipe as train_recipe
 from recipes.mvq.train.config import FrameCorpusSection, MvqTrainConfig, QuantizerSection
 from recipes.mvq.train.frames import collect_frames
-from recipes.mvq.train.recipe import MvqTrainRecipe
+from recipes.mvq.train.recipe import MvqTrainRecipe, MvqTrainTask
+from recipes.mvq.train.storage import FrameBlocks
 from spear_plugin.data.manifest import ManifestRow, read_manifest
 from spear_plugin.quantizers import (
     QuantizerProgress,
@@ -41,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(folder / "speech.tsv", rows)
 
 
-def _write(path: Path, rows: list[ManifestRow]) -> Path:
+def _write(path: Path, rows: Sequence[ManifestRow]) -> Path:
     header = "id\tpath\tnum_samples\tsample_rate\tdomain\n"
     lines = [f"{row.id}\t{row.path.name}\t{row.num_samples}\t{row.sample_rate}\tspeech\n" for row in rows]
     path.write_text(header + "".join(lines))
@@ -67,12 +71,24 @@ def _arguments(manifest: Path, folder: Path, *more: str) -> list[str]:
     return [str(folder), "--config", *settings, *more]
 
 
-def _collect(teacher: Teacher, rows: list[ManifestRow], folder: Path, max_batch_seconds: float) -> torch.Tensor:
+def _make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def _collect(teacher: Teacher, rows: Sequence[ManifestRow], folder: Path, max_batch_seconds: float) -> torch.Tensor:
     section = FrameCorpusSection(max_frames=250, max_frames_per_file=60, max_batch_seconds=max_batch_seconds)
 
+    return _collect_section(teacher, rows, folder, section)
+
+
+def _collect_section(
+    teacher: Teacher, rows: Sequence[ManifestRow], folder: Path, section: FrameCorpusSection, *, name: str = "frames"
+) -> torch.Tensor:
     return collect_frames(
-        teacher, rows, section, seed=1, device=torch.device("cpu"), folder=folder, report=lambda num_frames: None
-    )
+        teacher, rows, section, seed=1, device=torch.device("cpu"), folder=folder,
+        blocks=FrameBlocks(folder / name, {"seed": 1}), report=lambda num_frames: None,
+    )  # fmt: skip
 
 
 def test_training_writes_a_quantizer_and_what_it_does_to_unseen_frames(corpus: Path, tmp_path: Path) -> None:
@@ -131,8 +147,8 @@ def test_interrupted_training_ends_with_the_same_weights(
 def test_frames_do_not_depend_on_batches_or_on_the_order_of_the_manifest(corpus: Path, tmp_path: Path) -> None:
     teacher = load_teacher(TeacherConfig(layer=1), device=torch.device("cpu"))
     rows = read_manifest(corpus)
-    frames = _collect(teacher, rows, tmp_path, max_batch_seconds=100.0)
-    others = _collect(teacher, rows[::-1], tmp_path, max_batch_seconds=3.0)
+    frames = _collect(teacher, rows, _make(tmp_path / "a"), max_batch_seconds=100.0)
+    others = _collect(teacher, rows[::-1], _make(tmp_path / "b"), max_batch_seconds=3.0)
 
     assert frames.shape == (250, 384)
     assert_close(frames.float(), others.float(), atol=2e-2)
@@ -158,11 +174,97 @@ def test_only_files_whose_frames_are_needed_are_embedded(corpus: Path, tmp_path:
 
     teacher.register_forward_pre_hook(lambda _, arguments: embed(*arguments))
     section = FrameCorpusSection(max_frames=90, max_frames_per_file=60)
-    frames = collect_frames(
-        teacher, rows, section, seed=1, device=torch.device("cpu"), folder=tmp_path, report=lambda num_frames: None
-    )
+    frames = _collect_section(teacher, rows, tmp_path, section)
     assert len(frames) == 90
     assert len(seen) == 2 < len(rows)
+
+
+def test_frames_collected_by_a_killed_run_are_kept_and_the_others_are_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames_module, "_MAX_ROWS_AT_ONCE", 2)
+    teacher = load_teacher(TeacherConfig(name="log_mel"), device=torch.device("cpu"))
+    rows = list(read_manifest(corpus))
+    section = FrameCorpusSection(max_frames=10_000, max_frames_per_file=30)
+    rows[1] = dataclasses.replace(rows[1], path=tmp_path / "nowhere.wav")
+    whole = _collect_section(teacher, rows, tmp_path, section, name="whole")
+    failed = (tmp_path / "failed.tsv").read_text()
+    assert "nowhere.wav" in failed
+
+    seen: list[int] = []
+
+    def interrupt(waveforms: torch.Tensor, lengths: torch.Tensor) -> None:
+        seen.extend(lengths.tolist())
+        if len(seen) > 4:
+            raise KeyboardInterrupt
+
+    hook = teacher.register_forward_pre_hook(lambda _, arguments: interrupt(*arguments))
+    (tmp_path / "failed.tsv").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        _collect_section(teacher, rows, tmp_path, section)
+    assert len(list((tmp_path / "frames").iterdir())) == 2
+    hook.remove()
+    seen.clear()
+    teacher.register_forward_pre_hook(lambda _, arguments: seen.extend(arguments[1].tolist()))
+    assert_equal(_collect_section(teacher, rows, tmp_path, section), whole)
+    assert len(seen) in (1, 2)  # the last block alone
+    assert (tmp_path / "failed.tsv").read_text() == failed
+
+
+def test_a_block_of_frames_that_is_damaged_or_of_other_settings_is_named(corpus: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(TeacherConfig(name="log_mel"), device=torch.device("cpu"))
+    rows = read_manifest(corpus)
+    section = FrameCorpusSection(max_frames=100)
+    _collect_section(teacher, rows, tmp_path, section)
+    path = tmp_path / "frames" / "block-00000.safetensors"
+    with pytest.raises(RecipeError, match=r"block-00000.* was made with other settings \(seed: 1, not 2\)"):
+        FrameBlocks(tmp_path / "frames", {"seed": 2}).read(0)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(RecipeError, match=r"block-00000.* is damaged .* Delete the file"):
+        _collect_section(teacher, rows, tmp_path, section)
+
+
+def test_a_budget_of_bytes_limits_the_frames(corpus: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(TeacherConfig(name="log_mel"), device=torch.device("cpu"))
+    rows = read_manifest(corpus)
+    size = 2 * teacher.dim  # of a frame
+    limited = _collect_section(teacher, rows, _make(tmp_path / "a"), FrameCorpusSection(max_bytes=120 * size + 1))
+    counted = _collect_section(teacher, rows, _make(tmp_path / "b"), FrameCorpusSection(max_frames=120))
+    assert limited.nbytes == 120 * size
+    assert_equal(limited, counted)
+    assert FrameCorpusSection(max_frames=150, max_bytes=1000 * size).limit_frames(teacher.dim) == 150
+    with pytest.raises(RecipeError, match=r"`corpus.max_bytes` must hold at least 100 frames of 512 bytes, but is 512"):
+        FrameCorpusSection(max_bytes=512).limit_frames(teacher.dim)
+
+
+def test_interrupted_kmeans_ends_with_the_same_centres(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(corpus)
+    config.teacher, config.quantizer = TeacherConfig(name="log_mel"), QuantizerSection(kind="kmeans", codebook_size=30)
+    config.kmeans = KMeansTrainingConfig(num_steps=12, batch_frames=100)
+    run(MvqTrainRecipe(), config, tmp_path / "whole", no_rich=True)
+
+    count_step = MvqTrainTask.count_step
+    num_steps = 0
+
+    def interrupt(task: MvqTrainTask) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 8:  # not where a checkpoint is written
+            raise KeyboardInterrupt
+        count_step(task)
+
+    monkeypatch.setattr(MvqTrainTask, "count_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(MvqTrainRecipe(), config, tmp_path / "parts", no_rich=True)
+    assert not (tmp_path / "parts" / "frames").exists()
+    run(MvqTrainRecipe(), config, tmp_path / "parts", no_rich=True)
+
+    assert num_steps == 8 + 7  # from step 5 on
+    whole, parts = (load_file(tmp_path / name / "quantizer" / "quantizer.safetensors") for name in ("whole", "parts"))
+    for key, value in whole.items():
+        assert_equal(parts[key], value)
 
 
 def test_unusable_files_are_left_out_and_listed(corpus: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from recipes.extract.config import ExtractConfig, ExtractCorpusSection
 from recipes.extract.recipe import ExtractRecipe
 from recipes.failures import FailureLists
 from recipes.features import FeatureSection
-from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig, QuantizerSection
+from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig
 from recipes.mvq.encode.recipe import MvqEncodeRecipe
 from recipes.parts import CLAIM_FILE, Part, claim_completion
 from recipes.spidr.units.recipe import SpidrUnitsRecipe
+from recipes.targets import QuantizerSection
 from spear_plugin.data.codes import CodeStore, CodeStoreWriter
 from spear_plugin.data.feature_writer import FeatureStoreWriter
 from spear_plugin.data.manifest import read_manifest

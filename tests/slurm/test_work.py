@@ -16,8 +16,9 @@ import pytest
 import torch
 from fairseq2.recipe.run import run
 
-from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig, QuantizerSection
+from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig
 from recipes.mvq.encode.recipe import MvqEncodeRecipe
+from recipes.targets import QuantizerSection
 from spear_plugin.teachers import TeacherConfig
 from tests.common import DATA_FOLDER
 from tests.recipes.common import SMALL_ZIPFORMER, TINY_DEMO, write_test_codes

@@ -3,27 +3,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fairseq2.recipe.config import CommonSection, GangSection
-from fairseq2.utils.validation import Validatable, ValidationResult
+from fairseq2.utils.validation import ValidationResult
 from typing_extensions import override
 
 from recipes.common import default_common_section
 from recipes.parts import PartedCorpusSection
-from spear_plugin.teachers import TeacherConfig
-
-
-@dataclass(kw_only=True)
-class QuantizerSection(Validatable):
-    path: str | None = None
-    """Folder of a quantizer that ``recipes.mvq.train`` wrote, or the name of a quantizer's card."""
-
-    @override
-    def validate(self) -> ValidationResult:
-        result = ValidationResult()
-
-        if not self.path:
-            result.add_error("`path` must be set to the folder or the card's name of a quantizer.")
-
-        return result
+from recipes.targets import TargetSourceSection
 
 
 @dataclass(kw_only=True)
@@ -54,12 +39,8 @@ def _single_threaded_section() -> CommonSection:
 
 
 @dataclass(kw_only=True)
-class MvqEncodeConfig:
+class MvqEncodeConfig(TargetSourceSection):
     """Configuration of ``recipes.mvq.encode``."""
-
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-
-    quantizer: QuantizerSection = field(default_factory=QuantizerSection)
 
     corpus: EncodeCorpusSection = field(default_factory=EncodeCorpusSection)
 

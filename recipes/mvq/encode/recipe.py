@@ -7,17 +7,15 @@ import numpy as np
 import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
-from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
-from recipes.mvq.encode.config import MvqEncodeConfig, QuantizerSection
+from recipes.mvq.encode.config import MvqEncodeConfig
 from recipes.shards import ShardTask
-from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter, StoredCodes
+from recipes.targets import TargetSource, load_target_source
+from spear_plugin.data.codes import CodeStore, CodeStoreWriter, StoredCodes
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
-from spear_plugin.quantizers import FrameQuantizer, load_quantizer, load_quantizer_config, quantizer_identity
-from spear_plugin.teachers import Teacher, load_teacher
 
 
 @final
@@ -28,19 +26,10 @@ class MvqEncodeRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(MvqEncodeConfig)
 
-        rows = read_manifest(config.corpus.manifest_path)
-        teacher = load_teacher(config.teacher, device=context.device)
-        quantizer = load_matching_quantizer(config.quantizer, teacher).to(context.device)
-        identity = CodeStoreIdentity(
-            teacher=teacher.name,
-            quantizer=quantizer_identity(quantizer),
-            num_codebooks=quantizer.num_codebooks,
-            codebook_size=quantizer.codebook_size,
-            frame_rate_hz=teacher.frame_rate_hz,
-            manifest=manifest_digest(config.corpus.manifest_path),
-        )
+        rows = list(read_manifest(config.corpus.manifest_path))
+        source = load_target_source(config.teacher, config.quantizer, device=context.device)
 
-        return MvqEncodeTask(context, rows, teacher, quantizer, identity)
+        return MvqEncodeTask(context, rows, source)
 
     @property
     @override
@@ -48,43 +37,19 @@ class MvqEncodeRecipe(Recipe):
         return MvqEncodeConfig
 
 
-def load_matching_quantizer(section: QuantizerSection, teacher: Teacher) -> FrameQuantizer:
-    """Load the quantizer of a section.
-
-    :raises RecipeError: If it was trained on frames of another teacher, layer or width.
-    """
-    assert section.path is not None  # validated
-    config = load_quantizer_config(section.path)
-
-    if config.teacher not in ("", teacher.name) or config.dim != teacher.dim:
-        raise RecipeError(
-            f"The quantizer {section.path} must be of teacher {teacher.name} (width {teacher.dim}), but is "
-            f"of {config.teacher or 'an unnamed teacher'} (width {config.dim}). Change `teacher` or `quantizer.path`."
-        )
-
-    return load_quantizer(section.path)
-
-
 @final
 class MvqEncodeTask(ShardTask[CodeStoreWriter]):
     """Encodes the manifest."""
 
-    def __init__(
-        self,
-        context: RecipeContext,
-        rows: list[ManifestRow],
-        teacher: Teacher,
-        quantizer: FrameQuantizer,
-        identity: CodeStoreIdentity,
-    ) -> None:
+    def __init__(self, context: RecipeContext, rows: list[ManifestRow], source: TargetSource) -> None:
         config = context.get_config_as(MvqEncodeConfig)
         size = config.corpus.rows_per_shard
         shards = [rows[start : start + size] for start in range(0, len(rows), size)]
         super().__init__(context, shards, part=config.corpus.own_part, activity="encode")
         self._section = config.corpus
-        self._teacher = teacher
-        self._quantizer = quantizer
-        self._identity = identity
+        self._teacher = source.teacher
+        self._quantizer = source.quantizer
+        self._identity = source.identity(manifest=manifest_digest(config.corpus.manifest_path))
         if (num_threads := config.common.torch.num_threads) is not None:
             # fairseq2 lets OMP_NUM_THREADS win; codes must not depend on where they were made.
             torch.set_num_threads(num_threads)

@@ -9,8 +9,8 @@
 
 OUT gets frames.safetensors (the sampled frames, collected once), checkpoints/, metrics/, tb/, quantizer/ (weights and
 card, for `recipes.mvq.encode` or by name) and report.json (errors on held-out frames). The same command started again
-goes on from the last checkpoint, bit for bit; k-means, which takes minutes, starts anew. OUT must stand before
---config, which takes all values that follow it. Everything that can be set: --dump-config.
+goes on from the last block of frames or the last checkpoint, bit for bit. OUT must stand before --config, which takes
+all values that follow it. Everything that can be set: --dump-config.
 """
 
 from __future__ import annotations

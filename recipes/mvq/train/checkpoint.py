@@ -4,14 +4,27 @@ import json
 import time
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import final
+from typing import Any, Protocol, final
 
 import torch
 from fairseq2.recipe.error import RecipeError
 
-from recipes.mvq.train.frames import check_same_provenance
+from recipes.mvq.train.storage import check_same_provenance
 from spear_plugin.data.files import atomic_file
-from spear_plugin.quantizers import QuantizerTrainer
+
+
+class ResumableTrainer(Protocol):
+    """Trains a quantizer of any kind."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on bit for bit, tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Go on from such a state."""
 
 
 @final
@@ -23,7 +36,7 @@ class QuantizerCheckpoint:
         self._path = path
         self._provenance = provenance
 
-    def load(self, trainer: QuantizerTrainer) -> None:
+    def load(self, trainer: ResumableTrainer) -> None:
         """Bring the trainer to the saved state, if there is one.
 
         :raises RecipeError: If the file is damaged or of a training with other settings.
@@ -43,7 +56,7 @@ class QuantizerCheckpoint:
         check_same_provenance(self._path, provenance, self._provenance)
         trainer.load_state_dict(checkpoint["trainer"])
 
-    def save(self, trainer: QuantizerTrainer) -> None:
+    def save(self, trainer: ResumableTrainer) -> None:
         self._path.parent.mkdir(exist_ok=True)
         with atomic_file(self._path) as temporary:
             torch.save({"provenance": json.dumps(self._provenance), "trainer": trainer.state_dict()}, temporary)

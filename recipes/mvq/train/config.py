@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fairseq2.recipe.config import CommonSection, GangSection
+from fairseq2.recipe.error import RecipeError
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
@@ -18,21 +19,42 @@ from spear_plugin.quantizers import (
 from spear_plugin.quantizers.kmeans_training import KMeansTrainingConfig
 from spear_plugin.teachers import TeacherConfig
 
+_MIN_FRAMES: Final = 100
+
 
 @dataclass(kw_only=True)
 class FrameCorpusSection(CorpusSection):
     max_frames: int = 1_000_000
     """Frames to collect, with those held out; kept in memory as float16."""
 
+    max_bytes: int | None = None
+    """Memory for the frames, 2 bytes a channel, if it is to hold fewer than ``max_frames``. If ``None``, no limit."""
+
     max_frames_per_file: int = 500
     """Frames to take from a file, at random, so that many files and speakers are seen."""
+
+    def limit_frames(self, dim: int) -> int:
+        """Return how many frames of this width to collect at most.
+
+        :raises RecipeError: If ``max_bytes`` holds too few.
+        """
+        if self.max_bytes is None:
+            return self.max_frames
+
+        if (num_frames := self.max_bytes // (2 * dim)) < _MIN_FRAMES:
+            raise RecipeError(
+                f"`corpus.max_bytes` must hold at least {_MIN_FRAMES} frames of {2 * dim} bytes, but is "
+                f"{self.max_bytes}. Raise it."
+            )
+
+        return min(self.max_frames, num_frames)
 
     @override
     def validate(self) -> ValidationResult:
         result = CorpusSection.validate(self)
 
-        if self.max_frames < 100:
-            result.add_error(f"`max_frames` must be at least 100, but is {self.max_frames}.")
+        if self.max_frames < _MIN_FRAMES:
+            result.add_error(f"`max_frames` must be at least {_MIN_FRAMES}, but is {self.max_frames}.")
 
         if self.max_frames_per_file < 1:
             result.add_error(f"`max_frames_per_file` must be at least 1, but is {self.max_frames_per_file}.")

@@ -6,20 +6,19 @@ Letters: T frames of a file, B collected frames, D width.
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import final
 
 import torch
 from fairseq2.recipe.error import RecipeError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus, write_failures
 from recipes.mvq.train.config import FrameCorpusSection
+from recipes.mvq.train.storage import Failures, FrameBlock, FrameBlocks
 from spear_plugin.data.audio import resampled_length
-from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import ManifestRow
 from spear_plugin.teachers import Teacher
 
@@ -34,84 +33,90 @@ def collect_frames(
     seed: int,
     device: torch.device,
     folder: Path,
+    blocks: FrameBlocks,
     report: Callable[[int], None],
 ) -> Tensor:
-    """Return frames (B, D) float16 on the CPU, B at most ``section.max_frames``.
+    """Return frames (B, D) float16 on the CPU, B at most ``section.limit_frames(D)``.
 
-    Files are visited in a random order until there are enough frames, so frames beside each other are of one file, and
-    the last ones of files that the first ones do not come from. Everything depends on the seed and the ids alone.
+    A sample without replacement: files are visited in the order of a hash until there are enough frames, so that only
+    files whose frames are kept are embedded. Frames beside each other are of one file, and the last ones of files that
+    the first ones do not come from. Everything depends on the seed and the ids alone.
 
     :param folder: Gets ``failed.tsv``.
-    :param report: Called with the number of frames of each file.
+    :param blocks: Where frames are kept on the way; those that are there already are not made again.
+    :param report: Called with the number of frames of each file, or of a block that is there.
 
     :raises RecipeError: If too many files are unusable, or no frames remain.
     """
-    parts: list[Tensor] = []
-    failures: list[tuple[str, str]] = []
-    num_missing = section.max_frames
+    limit = section.limit_frames(teacher.dim)
+    # The one place where they lie: parts put together at the end would take the memory twice.
+    frames = torch.empty(min(limit, count_available_frames(teacher, rows, section)), teacher.dim, dtype=torch.float16)
+    failures: Failures = []
+    num_frames = 0
     order = sorted(rows, key=lambda row: _digest(seed, "order", row.id))
 
-    while order and num_missing > 0:
-        num_rows = _count_rows(teacher, order, section, num_missing)
-        block, order = order[:num_rows], order[num_rows:]
+    for index in itertools.count():
+        if not order or num_frames == limit:
+            break
+        num_rows = _count_rows(teacher, order, section, limit - num_frames)
+        chosen, order = order[:num_rows], order[num_rows:]
+        if (block := blocks.read(index)) is None:
+            collector = _BlockCollector(teacher, section, seed=seed, device=device, folder=folder)
+            block = collector.collect(chosen, limit - num_frames, num_failures=len(failures), report=report)
+            blocks.write(index, block)
+        else:
+            report(len(block.frames))
+        frames[num_frames : num_frames + len(block.frames)] = block.frames
+        num_frames += len(block.frames)
+        failures += block.failures
+
+    write_failures(folder / "failed.tsv", failures)
+    if num_frames == 0:
+        raise RecipeError(f"{section.manifest}: no file gives frames. Check the corpus.")
+
+    return frames[:num_frames]
+
+
+def count_available_frames(teacher: Teacher, rows: Sequence[ManifestRow], section: FrameCorpusSection) -> int:
+    """Return how many frames could be taken at most, if all files are usable."""
+    lengths = (int(row.num_samples * teacher.frame_rate_hz / row.sample_rate) for row in rows)
+
+    return sum(min(length, section.max_frames_per_file) for length in lengths)
+
+
+@final
+class _BlockCollector:
+    """Draws the frames of some files."""
+
+    def __init__(
+        self, teacher: Teacher, section: FrameCorpusSection, *, seed: int, device: torch.device, folder: Path
+    ) -> None:
+        self._teacher = teacher
+        self._section = section
+        self._seed = seed
+        self._device = device
+        self._folder = folder
+
+    def collect(
+        self, rows: Sequence[ManifestRow], max_frames: int, *, num_failures: int, report: Callable[[int], None]
+    ) -> FrameBlock:
+        """Return at most so many frames, file by file in the order of the rows."""
         drawn: dict[str, Tensor] = {}
-        for batch in embed_corpus(teacher, block, section, device):
+        failures: Failures = []
+        for batch in embed_corpus(self._teacher, rows, self._section, self._device):
             for utterance in batch:
                 if utterance.frames is None:
                     failures.append((utterance.row.id, utterance.problem))
-                    check_failures(len(failures), section, folder)
+                    check_failures(num_failures + len(failures), self._section, self._folder)
                 else:
-                    drawn[utterance.row.id] = _draw(utterance, utterance.frames, section, seed)
-                    report(min(len(drawn[utterance.row.id]), num_missing))
+                    drawn[utterance.row.id] = _draw(utterance, utterance.frames, self._section, self._seed)
+                    report(min(len(drawn[utterance.row.id]), max_frames))
 
         # The order of the batches is by length; that of the collected frames must be random.
-        for row in block:
-            if row.id in drawn and num_missing > 0:
-                parts.append(drawn[row.id][:num_missing])
-                num_missing -= len(parts[-1])
+        none = torch.empty(0, self._teacher.dim, dtype=torch.float16)
+        parts = [none, *(drawn[row.id] for row in rows if row.id in drawn)]
 
-    write_failures(folder / "failed.tsv", failures)
-    if not parts:
-        raise RecipeError(f"{section.manifest}: no file gives frames. Check the corpus.")
-
-    return torch.cat(parts)
-
-
-def read_frames(path: Path, provenance: dict[str, object]) -> Tensor | None:
-    """Return the collected frames of a file, or None if there is no file.
-
-    :raises RecipeError: If the file is damaged, or was collected otherwise.
-    """
-    if not path.exists():
-        return None
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = json.loads((file.metadata() or {}).get("provenance", "{}"))
-            frames: Tensor = file.get_tensor("frames")
-    except (SafetensorError, ValueError) as ex:
-        raise RecipeError(f"{path}: must hold collected frames, but is damaged ({ex}). Delete the file.") from None
-
-    check_same_provenance(path, found, provenance)
-
-    return frames
-
-
-def write_frames(path: Path, frames: Tensor, provenance: dict[str, object]) -> None:
-    """Keep collected frames, with what they depend on."""
-    with atomic_file(path) as temporary:
-        save_file({"frames": frames}, temporary, metadata={"provenance": json.dumps(provenance)})
-
-
-def check_same_provenance(path: Path, found: dict[str, object], wanted: dict[str, object]) -> None:
-    """Raise :class:`RecipeError` if a file of an earlier run comes from other settings, naming them."""
-    differences = [
-        f"{name}: {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value
-    ]
-    if differences:
-        raise RecipeError(
-            f"{path}: was made with other settings ({', '.join(differences)}). Choose another folder, or delete it."
-        )
+        return FrameBlock(torch.cat(parts)[:max_frames], failures)
 
 
 def _count_rows(teacher: Teacher, rows: Sequence[ManifestRow], section: FrameCorpusSection, num_frames: int) -> int:

@@ -13,10 +13,11 @@ from fairseq2.task import Task
 from torch import Tensor
 from typing_extensions import override
 
-from recipes.mvq.train.checkpoint import QuantizerCheckpoint, StepWatch
+from recipes.mvq.train.checkpoint import QuantizerCheckpoint, ResumableTrainer, StepWatch
 from recipes.mvq.train.config import MvqTrainConfig
-from recipes.mvq.train.frames import collect_frames, read_frames, write_frames
+from recipes.mvq.train.frames import collect_frames, count_available_frames
 from recipes.mvq.train.report import write_report
+from recipes.mvq.train.storage import FrameBlocks, read_frames, write_frames
 from recipes.tasks import StoppableTask, refuse_several_processes
 from spear_plugin.data.manifest import manifest_digest, read_manifest
 from spear_plugin.quantizers import (
@@ -34,7 +35,7 @@ from spear_plugin.quantizers import (
     create_random_projection_quantizer,
     save_quantizer_asset,
 )
-from spear_plugin.quantizers.kmeans_training import train_kmeans_quantizer
+from spear_plugin.quantizers.kmeans_training import KMeansTrainer
 from spear_plugin.teachers import Teacher, load_teacher
 
 # Held out for the report: this part, but no more than so many frames (SPEAR).
@@ -109,7 +110,7 @@ class MvqTrainTask(StoppableTask):
         return {
             "teacher": teacher.name,
             "manifest": manifest_digest(corpus.manifest_path),
-            "max_frames": corpus.max_frames,
+            "max_frames": corpus.limit_frames(teacher.dim),
             "max_frames_per_file": corpus.max_frames_per_file,
             "seed": self._config.common.seed,
         }
@@ -117,16 +118,17 @@ class MvqTrainTask(StoppableTask):
     def _prepare_frames(self, teacher: Teacher, provenance: dict[str, object]) -> Tensor:
         """Return frames (B, D) float16, collected now or by an earlier start."""
         path = self._folder / "frames.safetensors"
+        blocks = FrameBlocks(self._folder / "frames", provenance)
         frames = read_frames(path, provenance)
         if frames is not None:
+            blocks.delete()  # of a run that was killed before it could
             log.info("{:,} frames were collected before.", len(frames))
             return frames
 
         start = time.perf_counter()
         corpus = self._config.corpus
         rows = read_manifest(corpus.manifest_path)
-        available = sum(min(int(row.duration * teacher.frame_rate_hz), corpus.max_frames_per_file) for row in rows)
-        total = min(available, corpus.max_frames)
+        total = min(count_available_frames(teacher, rows, corpus), corpus.limit_frames(teacher.dim))
         with self._progress_reporter.create_task("collect (frames)", total=total) as progress:
 
             def report(num_frames: int) -> None:
@@ -135,10 +137,12 @@ class MvqTrainTask(StoppableTask):
 
             frames = collect_frames(
                 teacher, rows, corpus,
-                seed=self._config.common.seed, device=self._device, folder=self._folder, report=report,
+                seed=self._config.common.seed, device=self._device, folder=self._folder, blocks=blocks,
+                report=report,
             )  # fmt: skip
 
         write_frames(path, frames, provenance)
+        blocks.delete()
         log.info("{:,} frames of {} collected in {:.0f} s.", len(frames), teacher.name, time.perf_counter() - start)
 
         return frames
@@ -148,7 +152,7 @@ class MvqTrainTask(StoppableTask):
             case MvqQuantizerConfig():
                 quantizer: FrameQuantizer = self._train_mvq(config, frames, provenance)
             case KMeansQuantizerConfig():
-                quantizer = self._train_kmeans(config, frames)
+                quantizer = self._train_kmeans(config, frames, provenance)
             case RandomProjectionQuantizerConfig():
                 quantizer = self._fit_random_projection(config, frames)
             case _:
@@ -161,12 +165,7 @@ class MvqTrainTask(StoppableTask):
     ) -> MultiCodebookQuantizer:
         num_codebooks = config.num_codebooks
         trainer = QuantizerTrainer(frames, config, self._config.training, device=self._device)
-        checkpoint = QuantizerCheckpoint(
-            self._folder / "checkpoints" / f"codebooks_{num_codebooks}.pt",
-            provenance
-            | {f"quantizer.{key}": value for key, value in asdict(config).items()}
-            | {f"training.{key}": value for key, value in asdict(self._config.training).items()},
-        )
+        checkpoint = self._open_checkpoint(f"codebooks_{num_codebooks}", config, self._config.training, provenance)
         checkpoint.load(trainer)
 
         watch = StepWatch(trainer.num_steps_done, trainer.num_steps)
@@ -181,31 +180,49 @@ class MvqTrainTask(StoppableTask):
                 step, is_last = state.num_steps_done, state.num_steps_done == state.num_steps
                 if step % self._config.publish_metrics_every_n_steps == 0 or is_last:
                     self._metric_recorder.record_metric_values(category, _describe_step(state) | watch.lap(step), step)
-                if step % self._config.checkpoint_every_n_steps == 0 or is_last or self.stop_requested:
-                    checkpoint.save(trainer)
-                self.check_stop()
+                self._keep(checkpoint, trainer, step)
 
             trainer.run(after_step)
 
         return trainer.quantizer
 
-    def _train_kmeans(self, config: KMeansQuantizerConfig, frames: Tensor) -> KMeansQuantizer:
-        """An interrupted training starts anew: it takes minutes."""
-        section = self._config.kmeans
+    def _train_kmeans(
+        self, config: KMeansQuantizerConfig, frames: Tensor, provenance: dict[str, object]
+    ) -> KMeansQuantizer:
         if len(frames) < config.codebook_size:
             raise RecipeError(
                 f"{self._config.corpus.manifest}: gives {len(frames)} frames to train on, fewer than the "
                 f"{config.codebook_size} clusters. Raise `corpus.max_frames`, or lower `quantizer.codebook_size`."
             )
 
-        with self._progress_reporter.create_task("train k-means (steps)", total=section.num_steps) as progress:
+        trainer = KMeansTrainer(frames, config, self._config.kmeans)
+        checkpoint = self._open_checkpoint("kmeans", config, self._config.kmeans, provenance)
+        checkpoint.load(trainer)
+
+        with self._progress_reporter.create_task(
+            "train k-means (steps)", total=trainer.num_steps, completed=trainer.num_steps_done
+        ) as progress:
 
             def after_step(step: int) -> None:
                 progress.step()
                 self.count_step()
-                self.check_stop()
+                self._keep(checkpoint, trainer, step)
 
-            return train_kmeans_quantizer(frames, config, section, callback=after_step).to(self._device)
+            return trainer.run(after_step).to(self._device)
+
+    def _open_checkpoint(
+        self, name: str, config: QuantizerConfig, training: object, provenance: dict[str, object]
+    ) -> QuantizerCheckpoint:
+        settings = {"quantizer": asdict(config), "training": asdict(training)}  # type: ignore[call-overload]
+        flat = {f"{section}.{key}": value for section, values in settings.items() for key, value in values.items()}
+        return QuantizerCheckpoint(self._folder / "checkpoints" / f"{name}.pt", provenance | flat)
+
+    def _keep(self, checkpoint: QuantizerCheckpoint, trainer: ResumableTrainer, step: int) -> None:
+        """Save a checkpoint where one is due after a step, and end here if the task was asked to stop."""
+        is_last = step == trainer.num_steps
+        if step % self._config.checkpoint_every_n_steps == 0 or is_last or self.stop_requested:
+            checkpoint.save(trainer)
+        self.check_stop()
 
     def _fit_random_projection(
         self, config: RandomProjectionQuantizerConfig, frames: Tensor

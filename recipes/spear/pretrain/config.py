@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from recipes.common import default_common_section
 from recipes.pretraining import PretrainDatasetSection
+from recipes.targets import TargetSourceSection
 from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.models.spear import SPEAR_FAMILY
 from spear_plugin.optim import EDEN_LR, SCALED_ADAM_OPTIMIZER
@@ -81,6 +82,10 @@ class SpearPretrainConfig(Validatable):
 
     dataset: SpearDatasetSection = field(default_factory=SpearDatasetSection)
 
+    online_targets: dict[str, TargetSourceSection] = field(default_factory=dict)
+    """Teacher and quantizer of target streams whose codes are made in training, on the student's device. The codes of
+    the other streams come from the corpora's stores."""
+
     batch_count: BatchCountSection = field(default_factory=BatchCountSection)
 
     running_average: RunningAverageSection = field(default_factory=RunningAverageSection)
@@ -121,5 +126,12 @@ class SpearPretrainConfig(Validatable):
                 "SPEAR cannot be sharded, because FSDP takes no parameters without axes, as the scales of its norms "
                 "are: use `trainer.data_parallelism=ddp`, and `trainer.activation_checkpointing.mode=layerwise` to "
                 "save memory."
+            )
+        # Teachers must hear what the student's targets are of, but the reader's waveforms are mixed already.
+        mixing = self.dataset.mixing
+        if self.online_targets and (mixing.has_noise or mixing.has_utterances):
+            result.add_error(
+                "`online_targets` cannot be used with `dataset.mixing`, whose targets are those of clean audio: encode "
+                "the corpus with `recipes.mvq.encode`, or set the probabilities of mixing to 0."
             )
         return result

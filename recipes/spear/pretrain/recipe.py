@@ -16,14 +16,16 @@ from recipes.graceful import GracefulTraining
 from recipes.pretraining import ValidUnit, create_reader_options
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
+from recipes.spear.pretrain.online import load_online_targets
 from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.data.files import atomic_file
+from spear_plugin.data.manifest import Domain
 from spear_plugin.data.mixing_options import MixingOptions
 from spear_plugin.data.options import StreamOptions
-from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel
+from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel, TargetStreamConfig
 
 
 @final
@@ -40,13 +42,15 @@ class SpearPretrainRecipe(Recipe):
         config = context.get_config_as(SpearPretrainConfig)
         model_config = context.get_model_as(SpearModel).config
         dataset = context.get_dataset_as(SpearDataset)
-        _keep_targets(context, dataset.identities)
+        online_targets = load_online_targets(context, model_config)
+        _keep_targets(context, dataset.identities | online_targets.identities)
 
-        criterion = SpearCriterion(context.get_data_parallel_model(), model_config)
-        train_reader = self._create_reader(context, dataset, "train", model_config)
+        criterion = SpearCriterion(context.get_data_parallel_model(), model_config, online_targets)
+        streams = _required_streams(model_config, made_online=online_targets.names)
+        train_reader = self._create_reader(context, dataset, "train", streams)
         if config.dataset.has_validation:
             valid_units = [ValidUnit(criterion)]
-            valid_readers = [self._create_reader(context, dataset, "valid", model_config)]
+            valid_readers = [self._create_reader(context, dataset, "valid", streams)]
         else:
             valid_units, valid_readers = [], []
         train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
@@ -56,7 +60,7 @@ class SpearPretrainRecipe(Recipe):
         return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
 
     def _create_reader(
-        self, context: RecipeContext, dataset: SpearDataset, split: str, model_config: SpearConfig
+        self, context: RecipeContext, dataset: SpearDataset, split: str, streams: dict[str, StreamOptions]
     ) -> DataReader[SpearBatch]:
         config = context.get_config_as(SpearPretrainConfig)
         is_training = split == "train"
@@ -66,7 +70,7 @@ class SpearPretrainRecipe(Recipe):
             is_training=is_training,
             num_accumulate=config.trainer.grad_accumulation.num_batches,
         )
-        options.streams = _required_streams(model_config)
+        options.streams = streams
         options.mixing = config.dataset.mixing if is_training else MixingOptions()
         return dataset.create_reader(split, context.gangs, options=options)
 
@@ -83,16 +87,21 @@ def _create_batch_counter(context: RecipeContext, config: SpearPretrainConfig) -
     )
 
 
-def _required_streams(config: SpearConfig) -> dict[str, StreamOptions]:
+def _required_streams(config: SpearConfig, *, made_online: set[str]) -> dict[str, StreamOptions]:
+    """Return what the reader must give; of streams made online it gives padding, the same pieces and no codes."""
     return {
         stream.name: StreamOptions(
             num_codebooks=stream.num_codebooks,
             codebook_size=stream.codebook_size,
             frame_rate_hz=stream.frame_rate_hz,
-            domains=tuple(domain for domain in DOMAINS if stream.weights.get(domain, 0.0) > 0.0),
+            domains=() if stream.name in made_online else _weighted_domains(stream),
         )
         for stream in config.target_streams
     }
+
+
+def _weighted_domains(stream: TargetStreamConfig) -> tuple[Domain, ...]:
+    return tuple(domain for domain in DOMAINS if stream.weights.get(domain, 0.0) > 0.0)
 
 
 def _keep_targets(context: RecipeContext, identities: dict[str, CodeStoreIdentity]) -> None:

@@ -13,6 +13,7 @@ from torch.nn import Module
 from typing_extensions import override
 
 from recipes.spear.pretrain.metrics import add_metrics, update_metrics
+from recipes.spear.pretrain.online import OnlineTargets
 from spear_plugin.data.batch import SpearBatch
 from spear_plugin.models.spear import SpearConfig, SpearModel, SpearOutput, num_output_frames
 
@@ -24,17 +25,20 @@ class SpearCriterion:
     Args:
         model: The data-parallel wrapper of a `SpearModel`, or the model itself.
         config: The model's configuration.
+        online_targets: Makes the codes that batches lack.
     """
 
-    def __init__(self, model: Module, config: SpearConfig) -> None:
+    def __init__(self, model: Module, config: SpearConfig, online_targets: OnlineTargets) -> None:
         self._model = model
         self._config = config
+        self._online_targets = online_targets
 
     def prepare_metric_bag(self, bag: MetricBag) -> None:
         add_metrics(bag, self._config)
 
     def __call__(self, batch: SpearBatch, bag: MetricBag) -> tuple[Tensor, int]:
-        output: SpearOutput = self._model(batch.waveforms, batch.lengths, batch.codes, batch.domains)
+        codes = self._online_targets(batch)
+        output: SpearOutput = self._model(batch.waveforms, batch.lengths, codes, batch.domains)
         # Counted on the host: reading it from the device would stall the step.
         num_targets = sum(num_output_frames(num_samples, self._config) for num_samples in batch.seq_lens)
         update_metrics(bag, self._config, batch, output, num_targets)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -93,7 +94,7 @@ def _open_source_reader(source: FeatureSource, config: SpidrUnitsConfig) -> tupl
 def _create_task(
     context: RecipeContext,
     config: SpidrUnitsConfig,
-    rows: list[ManifestRow],
+    rows: Sequence[ManifestRow],
     reader: FrameReader,
     maker: FeatureMaker,
     source: str,
@@ -141,7 +142,7 @@ def _check_layer(config: SpidrUnitsConfig, what: str, first: int, last: int) -> 
 
 
 def _find_clusters(
-    context: RecipeContext, config: SpidrUnitsConfig, reader: FrameReader, rows: list[ManifestRow]
+    context: RecipeContext, config: SpidrUnitsConfig, reader: FrameReader, rows: Sequence[ManifestRow]
 ) -> Tensor:
     """Return the clusters that the configuration names, or those of OUT, which the first process fits once."""
     if config.kmeans.path is not None:

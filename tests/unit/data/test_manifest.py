@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from spear_plugin.data.manifest import ManifestError, ManifestRow, manifest_digest, read_manifest, write_manifest
+from spear_plugin.data.manifest import (
+    ManifestError,
+    ManifestRow,
+    manifest_digest,
+    read_manifest,
+    rows_digest,
+    write_manifest,
+)
+from spear_plugin.data.text_fields import hash_text
 
 HEADER = "id\tpath\tnum_samples\tsample_rate\tdomain\ttext\n"
 
@@ -22,7 +30,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     rows = make_rows(tmp_path)
     write_manifest(tmp_path / "m.tsv", rows)
 
-    assert read_manifest(tmp_path / "m.tsv") == rows
+    assert list(read_manifest(tmp_path / "m.tsv")) == rows
     assert rows[0].duration == 0.5
 
 
@@ -125,3 +133,57 @@ def test_the_digest_follows_ids_and_lengths_only(tmp_path: Path) -> None:
 
     assert digest() == digest(text="y", path=tmp_path / "b")
     assert len({digest(), digest(id="b"), digest(num_samples=6), digest(sample_rate=16_000)}) == 4
+
+
+def test_a_table_gives_the_rows_that_a_reader_of_lines_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        ManifestRow(
+            id=f"é{index}" * (index % 9 + 1),
+            path=tmp_path / f"{index}.wav",
+            num_samples=10 ** (index % 11) + index,
+            sample_rate=8000 + index,
+            domain="audio" if index % 3 else "speech",
+            text="ü" * (index % 7),
+        )
+        for index in range(200)
+    ]
+    write_manifest(tmp_path / "m.tsv", rows)
+    monkeypatch.setattr("spear_plugin.data.manifest_table._BLOCK_SIZE", 997)
+
+    table = read_manifest(tmp_path / "m.tsv")
+
+    assert list(table) == rows
+    assert [table[index] for index in range(-1, -201, -1)] == rows[::-1]
+    assert table[3:9:2] == rows[3:9:2]
+    assert table.num_samples.tolist() == [row.num_samples for row in rows]
+    assert table.in_domains(["audio"]).tolist() == [row.domain == "audio" for row in rows]
+    assert table.digest() == rows_digest(rows)
+    assert table.id_hashes.tolist() == [int(hash_text(row.id)) for row in rows]
+    assert len(set(table.id_hashes.tolist())) == 200
+
+    with pytest.raises(IndexError):
+        table[200]
+
+
+def test_windows_line_ends_leading_zeros_and_a_missing_line_end_change_nothing(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "plain.tsv", tmp_path / "odd.tsv"
+    plain.write_text("id\tpath\tdomain\tsample_rate\tnum_samples\na\ta.wav\tspeech\t8000\t70\n")
+    odd.write_bytes(plain.read_bytes().replace(b"\n", b"\r\n").replace(b"\t70", b"\t0070").removesuffix(b"\r\n"))
+
+    assert list(read_manifest(odd)) == list(read_manifest(plain))
+    assert manifest_digest(odd) == manifest_digest(plain) == rows_digest(list(read_manifest(plain)))
+
+
+def test_mistakes_are_found_in_any_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spear_plugin.data.manifest_table._BLOCK_SIZE", 100)
+    lines = [f"{index}\t{index}.wav\t5\t8000\tspeech\t\n" for index in range(100)]
+    path = tmp_path / "m.tsv"
+    path.write_text(HEADER + "".join([*lines, lines[7]]))
+
+    with pytest.raises(ManifestError, match="line 102, column 'id': ids must be unique, but '7' occurs twice"):
+        read_manifest(path)
+
+    path.write_text(HEADER + "".join([*lines[:90], lines[0].replace("8000", "1" * 19)]))
+
+    with pytest.raises(ManifestError, match="line 92, column 'sample_rate': must be a positive integer"):
+        read_manifest(path)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from spear_plugin.data.grouping import Examples, PlanOptions
+from spear_plugin.data.order import SHARDS_AT_ONCE, EndlessOrder
 from spear_plugin.data.planning import PlanError, TrainingPlan, ValidationPlan
 
 OPTIONS = PlanOptions(num_processes=2, max_batch_length=1_000_000, num_buckets=3)
@@ -23,6 +24,7 @@ OPTIONS = PlanOptions(num_processes=2, max_batch_length=1_000_000, num_buckets=3
 class Corpus:
     lengths: NDArray[np.int64]
     weight: float = 1.0
+    shards: NDArray[np.uint32] | None = None
 
 
 @pytest.fixture
@@ -49,6 +51,38 @@ def read(plan: TrainingPlan, number: int, state: dict[str, Any] | None = None) -
 
 def count(groups: list[Examples]) -> Counter[tuple[int, ...]]:
     return Counter(tuple(example) for group in groups for example in group.tolist())
+
+
+def test_with_shards_only_a_few_of_them_are_read_at_a_time() -> None:
+    shards = np.repeat(np.arange(64, dtype=np.uint32), 50)
+    order = EndlessOrder(shards.size, 2, 0, shards)
+
+    segments, epochs = order.take(0, 2 * shards.size)
+
+    for epoch in (0, 1):
+        of_epoch = segments[epochs == epoch]
+        assert sorted(of_epoch) == list(range(shards.size))
+        blocks = [set(shards[part].tolist()) for part in np.split(of_epoch, 64 // SHARDS_AT_ONCE)]
+        assert [len(block) for block in blocks] == [SHARDS_AT_ONCE] * (64 // SHARDS_AT_ONCE)
+        # Shuffled among all of these shards, not one after the other.
+        assert len(set(shards[of_epoch[:50]].tolist())) > SHARDS_AT_ONCE // 2
+
+    assert (segments[: shards.size] != segments[shards.size :]).any()
+    assert (EndlessOrder(shards.size, 2, 0, shards).take(100, 70)[0] == segments[100:170]).all()
+
+
+def test_a_run_goes_on_in_the_middle_of_a_shard(corpora: list[Corpus]) -> None:
+    corpora[0].shards = np.arange(3_000, dtype=np.uint32) // 100
+    whole, _ = read(TrainingPlan(corpora, OPTIONS), 300)
+    first, state = read(TrainingPlan(corpora, OPTIONS), 123)
+    second, _ = read(TrainingPlan(corpora, OPTIONS), 177, state)
+
+    assert all((one == other).all() for one, other in zip(whole, first + second, strict=True))
+
+    corpora[0].shards = np.arange(3_000, dtype=np.uint32) // 50
+
+    with pytest.raises(PlanError, match="are not those of the checkpoint"):
+        TrainingPlan(corpora, OPTIONS).from_state(state)
 
 
 def test_each_epoch_has_every_example_once(corpora: list[Corpus]) -> None:

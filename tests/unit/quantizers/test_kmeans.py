@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
 from spear_plugin.quantizers import KMeansQuantizer, KMeansQuantizerConfig, relative_error
-from spear_plugin.quantizers.kmeans_training import KMeansTrainingConfig, train_kmeans_quantizer
+from spear_plugin.quantizers.kmeans_training import KMeansTrainer, KMeansTrainingConfig
 from tests.common import assert_close, assert_equal
 
 _CONFIG = KMeansQuantizerConfig(dim=6, codebook_size=5)
@@ -50,7 +52,7 @@ def test_training_finds_the_clusters_as_scikit_learn_does() -> None:
     frames, labels = _draw_clusters()
     steps: list[int] = []
     settings = KMeansTrainingConfig(num_steps=30, batch_frames=200)
-    quantizer = train_kmeans_quantizer(frames, _CONFIG, settings, callback=steps.append)
+    quantizer = KMeansTrainer(frames, _CONFIG, settings).run(steps.append)
     codes = quantizer.encode(frames)[:, 0].long()
     assert steps == list(range(1, 31))
     # Each cluster has a code of its own.
@@ -67,7 +69,7 @@ def test_training_depends_on_its_seed_alone() -> None:
     def train(seed: int) -> Tensor:
         torch.manual_seed(torch.seed())
         settings = KMeansTrainingConfig(num_steps=4, batch_frames=50, seed=seed)
-        return train_kmeans_quantizer(frames, _CONFIG, settings).centers
+        return KMeansTrainer(frames, _CONFIG, settings).run().centers
 
     assert_equal(train(1), train(1))
     assert not torch.equal(train(1), train(2))
@@ -75,4 +77,27 @@ def test_training_depends_on_its_seed_alone() -> None:
 
 def test_fewer_frames_than_clusters_raise_error() -> None:
     with pytest.raises(ValueError, match=r"must be \(F, 6\) with F at least the codebook size 5, but is \(4, 6\)"):
-        train_kmeans_quantizer(torch.randn(4, 6), _CONFIG, KMeansTrainingConfig())
+        KMeansTrainer(torch.randn(4, 6), _CONFIG, KMeansTrainingConfig())
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 20])
+def test_training_goes_on_from_a_saved_state_bit_for_bit(stop_at: int, tmp_path: Path) -> None:
+    frames, _ = _draw_clusters(300)
+    # Small batches and a large ratio: centres are moved to random frames again and again.
+    settings = KMeansTrainingConfig(num_steps=20, batch_frames=40, reassignment_ratio=0.5)
+    expected = KMeansTrainer(frames, _CONFIG, settings).run().centers
+
+    first = KMeansTrainer(frames, _CONFIG, settings)
+
+    def stop(step: int) -> None:
+        if step == stop_at:
+            torch.save(first.state_dict(), tmp_path / "state.pt")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    second = KMeansTrainer(frames, _CONFIG, settings)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    steps: list[int] = []
+    assert_equal(second.run(steps.append).centers, expected)
+    assert steps == list(range(stop_at + 1, 21))
