@@ -56,13 +56,13 @@ def plan(tmp_path: Path) -> Plan:
 def test_each_stage_is_planned_once_for_each_combination_that_it_depends_on(plan: Plan) -> None:
     names = [stage.name for stage in plan.stages]
     assert [name for name in names if name.startswith("quantizer")] == [
-        "quantizer.codebooks=2",
-        "quantizer.codebooks=1",
+        "quantizer.codebooks-2",
+        "quantizer.codebooks-1",
     ]
     # `base` and `books 2` are the same run; `two` does not mention alpha, but its quantizer has codebooks.
     trainings = [name for name in names if name.startswith("train")]
     assert len(trainings) == 9
-    assert "train.codebooks=2__kind=two__seed=3" in trainings
+    assert "train.codebooks-2__kind-two__seed-3" in trainings
     assert len([name for name in names if name.startswith("probe")]) == 9
     assert list(plan.cells) == ["base", "books codebooks=1", "books codebooks=2", "two"]
     assert plan.cells["base"] == plan.cells["books codebooks=2"]
@@ -70,10 +70,10 @@ def test_each_stage_is_planned_once_for_each_combination_that_it_depends_on(plan
 
 def test_commands_have_the_values_and_folders_of_their_combination(plan: Plan) -> None:
     by_name = {stage.name: stage for stage in plan.stages}
-    training = by_name["train.codebooks=1__kind=one__seed=2"]
-    quantizer = by_name["quantizer.codebooks=1"]
+    training = by_name["train.codebooks-1__kind-one__seed-2"]
+    quantizer = by_name["quantizer.codebooks-1"]
     assert training.needs == (quantizer.name,)
-    assert training.folder == plan.out / "train" / "codebooks=1__kind=one__seed=2"
+    assert training.folder == plan.out / "train" / "codebooks-1__kind-one__seed-2"
     assert training.commands == (
         (
             *("-m", "tests.slurm.program", str(training.folder), "ok", "--alpha=[0.5, 1]", "2"),
@@ -120,14 +120,14 @@ def test_values_and_folder_can_be_given_on_the_command_line(tmp_path: Path, caps
     assert main(["run", str(path), "--dry-run", "--only", "train", "--set", "alpha=0.75", "--out", "/elsewhere"]) == 0
     output = capsys.readouterr().out
     assert "'--alpha=[0.75, 2]'" in output
-    assert "/elsewhere/train/codebooks=2__kind=one__seed=1" in output
+    assert "/elsewhere/train/codebooks-2__kind-one__seed-1" in output
     assert "probe" not in output
     assert main(["run", str(path), "--dry-run", "--only", "tarin"]) == 2
     assert "there is no stage `tarin`, only " in capsys.readouterr().err
 
 
 def test_labels_are_readable_and_differ_where_values_do() -> None:
-    assert label_of({"seed": 1, "alpha": 0.5}) == "alpha=0.5__seed=1"
+    assert label_of({"seed": 1, "alpha": 0.5}) == "alpha-0.5__seed-1"
     assert label_of({"x": "a b"}) != label_of({"x": "a/b"})
     assert "/" not in label_of({"x": "a/b"})
     assert len(label_of({"x": "a" * 1000})) < 255
@@ -147,10 +147,10 @@ def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
     tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, loss in ((1, 1.0), (2, 2.0), (3, 4.0)):
-        run = plan.out / "train" / f"codebooks=2__kind=one__seed={seed}"
+        run = plan.out / "train" / f"codebooks-2__kind-one__seed-{seed}"
         (run / "metrics").mkdir(parents=True)
         (run / "metrics" / "valid.jsonl").write_text(f'{{"Loss": 9.0}}\n{{"Loss": {loss}}}\n')
-    probe = plan.out / "probe" / "codebooks=1__kind=one__seed=1"
+    probe = plan.out / "probe" / "codebooks-1__kind-one__seed-1"
     probe.mkdir(parents=True)
     results = [{"task": task, "source": "spear", "accuracy": i} for i, task in enumerate(("phones", "events"))]
     (probe / "probe.json").write_text(json.dumps({"results": results}))
