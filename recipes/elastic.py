@@ -11,6 +11,7 @@ import torch
 from fairseq2.checkpoint import CheckpointDir
 from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
+from fairseq2.recipe.error import RecipeError
 
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.seeds import derive_seed
@@ -29,13 +30,16 @@ def adapt_checkpoint(context: RecipeContext, *, seed: int) -> None:
 
     Readers find their place by themselves. The random numbers of processes that were not there follow from the seed,
     step and rank. To be called by all processes before training is restored.
+
+    Raises:
+        RecipeError: The checkpoint's model is in pieces (FSDP), of another number than this run's.
     """
     gangs = context.gangs
-    # Shards of a model have files of their own.
-    if gangs.root.rank == 0 and gangs.dp.size == gangs.root.size and gangs.sdp.size == 1:
-        step_nr = context.get_checkpoint_manager().maybe_get_last_step_number(exclude_model_only=True)
-        if step_nr is not None:
-            folder = checkpoint_folder(context) / f"step_{step_nr}"
+    step_nr = context.get_checkpoint_manager().maybe_get_last_step_number(exclude_model_only=True)
+    if step_nr is not None:
+        folder = checkpoint_folder(context) / f"step_{step_nr}"
+        _check_shards(folder, gangs.sdp.size)
+        if gangs.root.rank == 0 and gangs.dp.size == gangs.root.size and gangs.sdp.size == 1:
             _adapt(folder, step_nr, num_processes=gangs.root.size, device=gangs.device, seed=seed)
     gangs.root.barrier()
 
@@ -43,6 +47,15 @@ def adapt_checkpoint(context: RecipeContext, *, seed: int) -> None:
 def checkpoint_folder(context: RecipeContext) -> Path:
     """Return the folder of the run's checkpoints."""
     return context.resolver.resolve(CheckpointDir).path or context.output_dir / "checkpoints"
+
+
+def _check_shards(folder: Path, num_shards: int) -> None:
+    num_before = len(list((folder / "model").rglob("sdp_*.pt")))
+    if num_before != num_shards:
+        raise RecipeError(
+            f"{folder} holds its model in {num_before} piece(s), but this run needs {num_shards}: go on with the "
+            "number of processes and the `trainer.data_parallelism` that it began with, or begin another run."
+        )
 
 
 def _adapt(folder: Path, step_nr: int, *, num_processes: int, device: torch.device, seed: int) -> None:

@@ -151,6 +151,8 @@ class BiasNorm(Module):
     """
 
     log_scale: Parameter
+    """(1,), and not without an axis as in the authors' code, because FSDP shards parameters along their first one."""
+
     bias: Parameter
 
     def __init__(self, dim: int, limits: ParameterLimits | None = None) -> None:
@@ -158,7 +160,7 @@ class BiasNorm(Module):
         super().__init__()
 
         self.limits = limits
-        self.log_scale = Parameter(torch.empty(()))
+        self.log_scale = Parameter(torch.empty(1))
         self.bias = Parameter(torch.empty(dim))
 
         self.reset_parameters()

@@ -22,7 +22,7 @@ class TrainingState(Module):
     """
 
     batch_count: Tensor
-    """() float32, -1 if nobody has said how far training is: schedules then have their default values."""
+    """(1,) float32, -1 if nobody has said how far training is: schedules then have their default values."""
 
     is_white: Tensor
     """(W,) uint8, the ``is_white`` of each whitener. Whoever trains on several processes has to make it equal on all of
@@ -31,7 +31,7 @@ class TrainingState(Module):
     def __init__(self, num_whiteners: int) -> None:
         super().__init__()
 
-        self.register_buffer("batch_count", torch.empty((), dtype=torch.float32))
+        self.register_buffer("batch_count", torch.empty(1, dtype=torch.float32))
         self.register_buffer("is_white", torch.empty(num_whiteners, dtype=torch.uint8))
 
         self._known_count: tuple[Tensor, int] | None = None

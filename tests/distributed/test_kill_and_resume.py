@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from spear_plugin.optim.averaging import RUNNING_AVERAGE_FILE
-from tests.recipes.common import REGULARIZED_MODEL, TINY_DEMO, write_test_codes
+from tests.distributed.common import start_pretraining
+from tests.recipes.common import write_test_codes
 
 NUM_STEPS = 24
 
@@ -30,35 +30,12 @@ PAPER_OPTIONS = [
     "trainer.max_grad_norm=null",
     "running_average.every_n_steps=2",
     "dataset.mixing={speech_probability: 1, noise_probability: 0, utterance: {targets: mixed, max_delay: 1}}",
+    "regime.checkpoint_every_n_steps=2",
 ]
 
 
 def start(folder: Path, corpora: str, num_processes: int) -> subprocess.Popen[bytes]:
-    arguments = [
-        "recipes.spear.pretrain",
-        str(folder),
-        "--no-rich",
-        "--config-file",
-        TINY_DEMO,
-        "--config",
-        *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
-        REGULARIZED_MODEL,
-        *PAPER_OPTIONS,
-        "dataset.max_batch_seconds=8",
-        f"regime.num_steps={NUM_STEPS}",
-        "regime.validate_every_n_steps=8",
-        "regime.checkpoint_every_n_steps=2",
-        "regime.publish_metrics_every_n_steps=1",
-        "common.metric_recorders.tensorboard.enabled=false",
-    ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.Popen(
-        [sys.executable, *(launcher if num_processes > 1 else []), "-m", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    return start_pretraining(folder, corpora, *PAPER_OPTIONS, num_processes=num_processes, num_steps=NUM_STEPS)
 
 
 def last_step(folder: Path) -> int:

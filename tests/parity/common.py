@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from spear_plugin.models.spear import SpearConfig, TargetStreamConfig
 from spear_plugin.models.zipformer import RegularizationConfig, ZipformerConfig
 
@@ -30,3 +32,8 @@ def golden_step_config(
         loss_on_padding=loss_on_padding,
         reference_padding=True,
     )
+
+
+def with_axes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the authors' tensors as our modules have them: with an axis, where theirs have none."""
+    return {key: value[None] if value.dim() == 0 else value for key, value in tensors.items()}

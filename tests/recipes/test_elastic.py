@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from fairseq2.device import CPU
+from fairseq2.recipe.error import RecipeError
 
-from recipes.elastic import _adapt
+from recipes.elastic import _adapt, _check_shards
 from tests.recipes.common import SMALL_MODEL, PretrainRunner
 
 OPTIONS = [
@@ -77,3 +78,13 @@ def test_processes_that_go_leave_their_totals_behind(runner: PretrainRunner) -> 
 
     # Of processes 0 and 2, and of 1.
     assert [total_of(trainer) for trainer, _ in processes] == [total_of(before) + 20.0, 10.0]
+
+
+def test_a_model_in_other_pieces_is_refused(tmp_path: Path) -> None:
+    shards = tmp_path / "step_2" / "model" / "pp_00" / "tp_00"
+    shards.mkdir(parents=True)
+    for rank in range(2):
+        (shards / f"sdp_0{rank}.pt").touch()
+    _check_shards(tmp_path / "step_2", 2)
+    with pytest.raises(RecipeError, match=r"step_2 holds its model in 2 piece.*but this run needs 1: go on with"):
+        _check_shards(tmp_path / "step_2", 1)

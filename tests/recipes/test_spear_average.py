@@ -114,7 +114,7 @@ def test_going_on_with_or_without_what_the_run_has_is_told_in_one_line(
 
     assert "must stay 2" in resume("running_average.every_n_steps=4")
     assert "regime.save_model_only" in resume(RUNNING, "regime.save_model_only=true")
-    assert "data_parallelism=ddp" in resume(RUNNING, "trainer.data_parallelism=fsdp")
+    assert "must not be set" in resume(RUNNING, "trainer.data_parallelism=fsdp")
     path = tmp_path / "run" / "checkpoints" / "step_7" / RUNNING_AVERAGE_FILE
     path.write_bytes(path.read_bytes()[:-1])
     assert "is damaged" in resume(RUNNING)

@@ -48,8 +48,16 @@ def test_compiled_layers_give_the_same_losses(runner: PretrainRunner) -> None:
         assert actual[step]["Loss"] == pytest.approx(expected[step]["Loss"], rel=1e-5)
 
 
-def test_sharding_is_refused_in_one_line(runner: PretrainRunner) -> None:
-    for option in ("trainer.fsdp.granularity=layer", "trainer.fsdp.granularity=model"):
-        code, lines = runner(SMALL_MODEL, "trainer.data_parallelism=fsdp", option)
-        assert (code, len(lines)) == (2, 1)
-        assert "trainer.data_parallelism=ddp" in lines[0]
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("optimizer={name: scaled_adam, config: null}", "`optimizer.name` must not be scaled_adam"),
+        ("running_average.every_n_steps=2", "`running_average.every_n_steps` must not be set"),
+        ("trainer.fsdp.version=v1", "`trainer.fsdp.version` must be v2"),
+        ("trainer.mixed_precision.mode=static", "`trainer.mixed_precision.mode` must be auto or off"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_in_one_line(runner: PretrainRunner, option: str, named: str) -> None:
+    code, lines = runner(SMALL_MODEL, "trainer.data_parallelism=fsdp", option)
+    assert (code, len(lines)) == (2, 1)
+    assert named in lines[0]

@@ -120,13 +120,8 @@ class SpearPretrainConfig(Validatable):
     @override
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-        # Here, because fairseq2 asks the model only for granularity `layer`, and leaves it out with one process.
-        if self.trainer.data_parallelism != "ddp":
-            result.add_error(
-                "SPEAR cannot be sharded, because FSDP takes no parameters without axes, as the scales of its norms "
-                "are: use `trainer.data_parallelism=ddp`, and `trainer.activation_checkpointing.mode=layerwise` to "
-                "save memory."
-            )
+        if self.trainer.data_parallelism == "fsdp":
+            self._check_sharding(result)
         # Teachers must hear what the student's targets are of, but the reader's waveforms are mixed already.
         mixing = self.dataset.mixing
         if self.online_targets and (mixing.has_noise or mixing.has_utterances):
@@ -135,3 +130,24 @@ class SpearPretrainConfig(Validatable):
                 "the corpus with `recipes.mvq.encode`, or set the probabilities of mixing to 0."
             )
         return result
+
+    def _check_sharding(self, result: ValidationResult) -> None:
+        # Here, because fairseq2 does not shard with one process, where these would go unnoticed.
+        if self.optimizer.name == SCALED_ADAM_OPTIMIZER:
+            result.add_error(
+                "`optimizer.name` must not be scaled_adam with `trainer.data_parallelism=fsdp`, because ScaledAdam "
+                "needs whole tensors: use adamw, or ddp with `trainer.activation_checkpointing.mode=layerwise` to save "
+                "memory."
+            )
+        if self.running_average.every_n_steps is not None:
+            result.add_error(
+                "`running_average.every_n_steps` must not be set with `trainer.data_parallelism=fsdp`: no process has "
+                "the whole model. Average checkpoints instead, with `recipes.spear.average`."
+            )
+        if self.trainer.fsdp.version != "v2":
+            result.add_error(f"`trainer.fsdp.version` must be v2, but is {self.trainer.fsdp.version}.")
+        if self.trainer.mixed_precision.mode == "static":
+            result.add_error(
+                "`trainer.mixed_precision.mode` must be auto or off with `trainer.data_parallelism=fsdp`, but is "
+                "static, which would round waveforms."
+            )

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
-from typing import NoReturn
-
+from fairseq2.error import NotSupportedError
+from fairseq2.models.utils.fsdp import apply_layerwise_fsdp
 from fairseq2.nn.fsdp import FSDPWrapper
-from fairseq2.utils.validation import ValidationError
+from torch.nn import Module, ModuleList
 
 from spear_plugin.models.spear.model import SpearModel
 
 
-def apply_fsdp_to_spear(model: SpearModel, granularity: str, wrapper: FSDPWrapper) -> NoReturn:
-    """Refuse to shard the model, in one line that names the option to change.
+def apply_fsdp_to_spear(model: SpearModel, granularity: str, wrapper: FSDPWrapper) -> Module:
+    """Shard each layer of each stack, or each stack; what is left is sharded with the model.
 
     Raises:
-        ValidationError: Always. The scale of each norm is a parameter without axes in the released weights, and neither
-            version of FSDP takes one.
+        NotSupportedError: If ``granularity`` is neither ``layer`` nor ``stack``.
     """
-    del model, granularity, wrapper
-    raise ValidationError(
-        "SPEAR cannot be sharded, because FSDP takes no parameters without axes, as the scales of its norms are. Set "
-        "`trainer.data_parallelism` to 'ddp'.",
-        field="trainer",
-    )
+    if granularity == "layer":
+        for layers in model.encoder.layer_lists:
+            apply_layerwise_fsdp(layers, wrapper)
+    elif granularity == "stack":
+        model.encoder.encoders = ModuleList(wrapper(stack) for stack in model.encoder.encoders)
+    else:
+        raise NotSupportedError(f"`granularity` must be 'layer' or 'stack', but is {granularity!r} instead.")
+    return model

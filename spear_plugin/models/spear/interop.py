@@ -1,10 +1,11 @@
-"""Reads and writes the authors' two checkpoint layouts; a checkpoint of this plugin passes the reader unchanged.
+"""Reads and writes the authors' two checkpoint layouts; a checkpoint of this plugin passes the reader too.
 
 * Released weights: all keys below ``model.model.``, no heads.
 * Training checkpoints: a ``model`` entry without prefix, with heads ``codebook_loss_net`` (one stream) or
   ``codebook_loss_heads.N`` (stream N).
 
-What is written comes back bit by bit when it is read. Neither layout has a place for ``training_state``.
+What is written comes back bit by bit when it is read. Neither layout has a place for ``training_state``, and in both
+the scales of norms have no axis, where ours have one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _UNUSED: Final = re.compile(
 
 _LAYER_BYPASS: Final = re.compile(r"(encoder\.encoders\.\d+\.(?:encoder\.)?layers\.\d+)\.bypass\.bypass_scale")
 _INITIAL_BYPASS_SCALE: Final = 0.5
+_SCALE: Final = ".log_scale"
 _HEAD_KEYS: Final = {"weight": "linear2b_weight", "bias": "linear2_bias"}
 
 
@@ -43,7 +45,10 @@ def convert_spear_state_dict(state_dict: dict[str, object], config: SpearConfig)
         state_dict = cast("dict[str, object]", state_dict["model"])
     state_dict = convert_state_dict(state_dict, {r"^(module\.)?(model\.model\.)?": ""})
     state_dict = convert_state_dict(state_dict, _create_head_map(config))
-    state_dict = {key: value for key, value in state_dict.items() if _is_used(key, config)}
+    state_dict = {key: _with_axis(value) for key, value in state_dict.items() if _is_used(key, config)}
+    if _is_later_shard(state_dict):
+        # What is not sharded is in each file. fairseq2 strings the files' tensors together; it finds none here.
+        return {key: value for key, value in state_dict.items() if not key.startswith("training_state.")}
     if "training_state.batch_count" not in state_dict:
         # The authors do not save how far training was.
         state_dict |= TrainingState(num_whiteners(config.zipformer)).state_dict(prefix="training_state.")
@@ -77,10 +82,21 @@ def _to_their_encoder(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state_dict.items():
         if key.startswith(("heads.", "training_state.")):
             continue
-        converted[key] = value.float()
+        converted[key] = value.float().squeeze() if key.endswith(_SCALE) else value.float()
         if (match := _LAYER_BYPASS.fullmatch(key)) is not None:
             converted[f"{match[1]}.bypass_scale"] = torch.full_like(converted[key], _INITIAL_BYPASS_SCALE)
     return converted
+
+
+def _with_axis(value: object) -> object:
+    return value[None] if isinstance(value, Tensor) and value.dim() == 0 else value
+
+
+def _is_later_shard(state_dict: Mapping[str, object]) -> bool:
+    """Tell whether this is what FSDP gave to another process than the first, which has all scales of norms."""
+    return any(
+        isinstance(value, Tensor) and value.numel() == 0 for key, value in state_dict.items() if key.endswith(_SCALE)
+    )
 
 
 def _create_head_map(config: SpearConfig) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fairseq2.utils.validation import ValidationError
+from fairseq2.error import NotSupportedError
 from torch.nn import Module
 
 from spear_plugin.models.spear import apply_ac_to_spear, apply_fsdp_to_spear, compile_spear
@@ -31,12 +31,19 @@ def test_activation_checkpointing_changes_neither_keys_nor_gradients() -> None:
         assert_equal(plain, recomputed)
 
 
-def test_sharding_is_refused_with_the_option_that_helps() -> None:
-    def wrap(module: Module, reshard_after_forward: bool | None = None) -> Module:
-        raise AssertionError
+@pytest.mark.parametrize(("granularity", "expected"), [("layer", 3), ("stack", 2)])
+def test_all_layers_or_stacks_are_sharded(granularity: str, expected: int) -> None:
+    wrapped: list[Module] = []
 
-    with pytest.raises(ValidationError, match=r"cannot be sharded.*Set `trainer.data_parallelism` to 'ddp'"):
-        apply_fsdp_to_spear(create_small_model(), "layer", wrap)
+    def wrap(module: Module, reshard_after_forward: bool | None = None) -> Module:
+        wrapped.append(module)
+        return module
+
+    model = create_small_model()
+    assert apply_fsdp_to_spear(model, granularity, wrap) is model
+    assert len(wrapped) == expected
+    with pytest.raises(NotSupportedError, match="`granularity` must be 'layer' or 'stack'"):
+        apply_fsdp_to_spear(model, "model", wrap)
 
 
 def test_compilation_is_requested_for_each_layer() -> None:

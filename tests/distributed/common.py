@@ -1,0 +1,40 @@
+"""Runs of `recipes.spear.pretrain` on several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.recipes.common import REGULARIZED_MODEL, TINY_DEMO
+
+
+def start_pretraining(
+    folder: Path, corpora: str, *options: str, num_processes: int, num_steps: int
+) -> subprocess.Popen[bytes]:
+    """Start pre-training on what `write_test_codes` returned."""
+    arguments = [
+        "recipes.spear.pretrain",
+        str(folder),
+        "--no-rich",
+        "--config-file",
+        TINY_DEMO,
+        "--config",
+        *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
+        REGULARIZED_MODEL,
+        "dataset.max_batch_seconds=8",
+        f"regime.num_steps={num_steps}",
+        "regime.validate_every_n_steps=8",
+        "regime.publish_metrics_every_n_steps=1",
+        "common.metric_recorders.tensorboard.enabled=false",
+        *options,
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if num_processes > 1 else []), "-m", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
