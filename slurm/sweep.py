@@ -133,8 +133,8 @@ def format_value(value: Any) -> str:
 
 def label_of(values: Mapping[str, Any]) -> str:
     """Return the name of a folder for a combination of values: readable, and different for different ones."""
-    # No commas: paths stand in lists of YAML on command lines. And nothing that a URI would escape: fairseq2 0.8.1 makes
-    # URIs of the paths in cards, and does not translate them back.
+    # No commas: paths stand in lists of YAML on command lines. Nothing that a URI escapes: fairseq2 0.8.1 makes URIs
+    # of the paths in cards, and does not translate them back.
     plain = "__".join(f"{name}-{format_value(values[name])}" for name in sorted(values))
     label = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain)
     if label == plain and len(label) <= _MAX_LABEL:
