@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
-from fairseq2.datasets import DataReader
 from fairseq2.evaluator import EvalUnit
 from fairseq2.gang import Gang
 from fairseq2.metrics import MetricBag
@@ -34,15 +33,13 @@ from torch.nn import Module
 from typing_extensions import override
 
 from recipes.common import default_common_section
-from recipes.elastic import adapt_checkpoint
 from recipes.encoders import EncoderSection, EncoderSource, find_encoder, load_encoder
 from recipes.finetuned import FinetuningTask
-from recipes.graceful import GracefulTraining
-from recipes.pretraining import PretrainDatasetSection, create_reader_options
+from recipes.pretraining import PretrainDatasetSection
+from recipes.training import create_training
 from spear_plugin.data.batch import SpearBatch
-from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.data.manifest import ManifestRow
-from spear_plugin.data.options import ClassBalance
+from spear_plugin.data.options import ClassBalance, ReaderOptions
 from spear_plugin.models.downstream import DownstreamModel, EncoderConfig, SpearEncoder
 
 
@@ -161,29 +158,14 @@ class FinetuneRecipe(Recipe, ABC):
         dp_model = context.get_data_parallel_model()
         criterion = task.create_criterion(dp_model, source.config)
         unit = FinetuneTrainUnit(criterion, model, context.gangs.dp, config.encoder.frozen_steps)
-        train_reader = self._create_reader(context, task, "train", source)
-        valid_units, valid_readers = [], []
-        if config.dataset.has_validation:
-            valid_units = [task.create_valid_unit(dp_model, source.config)]
-            valid_readers = [self._create_reader(context, task, "valid", source)]
-        adapt_checkpoint(context, seed=config.common.seed)
-        trainer = context.create_trainer(unit, train_reader, valid_units, valid_readers)
-        training = GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
-        return FinetuningTask(training, context, task.family, model.config, source.name, task.card)
 
-    def _create_reader(
-        self, context: RecipeContext, task: DownstreamTask, split: str, source: EncoderSource
-    ) -> DataReader[SpearBatch]:
-        config = context.get_config_as(FinetuneConfig)
-        options = create_reader_options(
-            config.dataset,
-            seed=config.common.seed,
-            is_training=split == "train",
-            num_accumulate=config.trainer.grad_accumulation.num_batches,
-        )
-        options.row_check = lambda row: task.check_row(row, source.config)
-        options.balance = task.balance
-        return context.get_dataset_as(SpearDataset).create_reader(split, context.gangs, options=options)
+        def set_options(options: ReaderOptions, split: str) -> None:
+            options.row_check = lambda row: task.check_row(row, source.config)
+            options.balance = task.balance
+
+        valid_unit = task.create_valid_unit(dp_model, source.config)
+        training = create_training(context, config, unit, valid_unit, set_options)
+        return FinetuningTask(training, context, task.family, model.config, source.name, task.card)
 
 
 def _complete_model_section(context: RecipeContext, task: DownstreamTask, source: EncoderSource) -> None:
@@ -219,12 +201,8 @@ class FinetuneTrainUnit(TrainUnit[SpearBatch]):
     @override
     def set_step_nr(self, step_nr: int) -> None:
         self._model.freeze_encoder(self._frozen_steps is None or step_nr <= self._frozen_steps)
-        if self._gang.size > 1 and isinstance(encoder := self._model.encoder, SpearEncoder):
-            # Checkpoints hold what the whiteners of the first process remember: a resumed run equals an uninterrupted
-            # one only if the others' is the same.
-            is_white = encoder.model.training_state.is_white
-            if is_white.numel() > 0:
-                self._gang.broadcast(is_white, source_rank=0)
+        if isinstance(encoder := self._model.encoder, SpearEncoder):
+            encoder.model.training_state.share(self._gang)
 
     @override
     def prepare_metric_bag(self, metric_bag: MetricBag) -> None:

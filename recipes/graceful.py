@@ -77,6 +77,10 @@ class GracefulTraining(Task):
             self._trainer._validator = NOOP_VALIDATOR
             self._trainer.request_stop()
 
+    @property
+    def trainer(self) -> Trainer:
+        return self._trainer
+
     @override
     def run(self) -> None:
         self._trainer.run()

@@ -24,7 +24,7 @@ from typing import Any
 
 from slurm.files import LaunchError
 from slurm.job import RecipeJob
-from slurm.options import add_job_options, read_resources, split_arguments
+from slurm.options import add_job_options, create_parser, read_resources, split_arguments
 from slurm.snapshot import copy_code, save_code_state
 from slurm.submission import CLUSTERS, explain_failure, script, submit
 
@@ -89,13 +89,7 @@ def _wait(jobs: Sequence[Any]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m slurm.launch",
-        usage="python -m slurm.launch MODULE OUT [options] -- [options of the recipe]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("slurm.launch", "MODULE OUT", __doc__)
     parser.add_argument("module", metavar="MODULE", help="module to run, such as recipes.spear.pretrain")
     parser.add_argument("out", metavar="OUT", type=Path, help="the recipe's output folder, seen by all nodes")
     parser.add_argument(

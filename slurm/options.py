@@ -35,6 +35,17 @@ def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:index]), list(arguments[index + 1 :])
 
 
+def create_parser(program: str, positional: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command whose own options end at ``--``; ``positional`` stands in its usage."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {program}",
+        usage=f"python -m {program} {positional} [options] -- [options of the recipe]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def add_job_options(parser: argparse.ArgumentParser, clusters: Sequence[str]) -> None:
     """Add the options that say where a job runs and what it gets; :func:`read_resources` understands them."""
     parser.add_argument(

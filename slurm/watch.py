@@ -24,7 +24,7 @@ from typing import Final
 
 from slurm.beside import CheckpointWatcher
 from slurm.files import LaunchError
-from slurm.options import add_job_options, read_resources, split_arguments
+from slurm.options import add_job_options, create_parser, read_resources, split_arguments
 from slurm.snapshot import copy_code, save_code_state
 
 _CLUSTERS: Final = ("slurm", "local")
@@ -91,13 +91,7 @@ def _watch(watcher: CheckpointWatcher, poll_seconds: float, max_idle_seconds: fl
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m slurm.watch",
-        usage="python -m slurm.watch MODULE RUN [options] -- [options of the recipe]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("slurm.watch", "MODULE RUN", __doc__)
     parser.add_argument("module", metavar="MODULE", help="module to run, such as recipes.probe")
     parser.add_argument("run", metavar="RUN", type=Path, help="output folder of the training")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import torch
+from fairseq2.gang import Gang
 from torch import Tensor
 from torch.nn import Module
 
@@ -25,8 +26,7 @@ class TrainingState(Module):
     """(1,) float32, -1 if nobody has said how far training is: schedules then have their default values."""
 
     is_white: Tensor
-    """(W,) uint8, the ``is_white`` of each whitener. Whoever trains on several processes has to make it equal on all of
-    them before each step, for a resumed run to equal an uninterrupted one."""
+    """(W,) uint8, the ``is_white`` of each whitener. On several processes, see :meth:`share`."""
 
     def __init__(self, num_whiteners: int) -> None:
         super().__init__()
@@ -70,6 +70,15 @@ class TrainingState(Module):
                 whitener.is_white = state
 
             self._bound_states = self.is_white
+
+    def share(self, gang: Gang) -> None:
+        """Give all processes the whiteners' memory of the first, without waiting for it on the host.
+
+        Checkpoints hold that of the first process: a resumed run equals an uninterrupted one only if the others have
+        the same. To be called by all processes before each step; it sends one byte for each whitener.
+        """
+        if gang.size > 1 and self.is_white.numel() > 0:
+            gang.broadcast(self.is_white, source_rank=0)
 
     def _publish(self, model: Module, batch_count: float) -> None:
         set_batch_count(model, None if batch_count < 0.0 else batch_count)

@@ -10,7 +10,7 @@ import torch
 
 from tests.recipes.common import read_steps, write_test_codes
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.test_launch import NUM_STEPS, launch_training, wait_for_next_step, wait_for_state, wait_until
+from tests.slurm.jobs import NUM_STEPS, launch_training, wait_for_next_step, wait_for_state, wait_until
 
 # Hours count for much more than steps.
 SCHEDULE = "{name: eden, config: {batch_seconds: 8, num_warmup_steps: 4, decay_hours: 0.05}}"

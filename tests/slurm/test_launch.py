@@ -5,92 +5,27 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.recipes.common import SMALL_MODEL, TINY_DEMO, write_test_codes
+from tests.recipes.common import write_test_codes
 from tests.slurm.cluster import NODES, SlurmCluster
+from tests.slurm.jobs import (
+    job_state,
+    last_step,
+    launch_program,
+    launch_training,
+    load_weights,
+    read_log,
+    run_pipeline,
+    wait_for_next_step,
+    wait_for_state,
+    wait_until,
+)
 
-NUM_STEPS = 120
-PATIENCE = 120.0
 SECRET = "a-secret-of-mine"
-
-OPTIONS = [
-    SMALL_MODEL,
-    "dataset.max_batch_seconds=8",
-    f"regime.num_steps={NUM_STEPS}",
-    "regime.checkpoint_every_n_steps=10",
-    "regime.publish_metrics_every_n_steps=10",
-    "dataset.has_validation=false",
-    "common.metric_recorders.tensorboard.enabled=false",
-]
-
-
-def launch(*arguments: str) -> str:
-    """Submit a job and return its id."""
-    process = subprocess.run(
-        [sys.executable, "-m", "slurm.launch", *arguments], capture_output=True, text=True, timeout=60
-    )
-    assert process.returncode == 0, process.stderr
-    (job, *_) = re.findall(r"^job (\d+)", process.stdout, re.MULTILINE)
-    return str(job)
-
-
-def launch_training(out: Path, corpora: str, *options: str, num_nodes: int = 2) -> str:
-    recipe = [
-        "--no-rich",
-        "--config-file",
-        TINY_DEMO,
-        "--config",
-        f"dataset.config_overrides.train={corpora}",
-        *OPTIONS,
-        *options,
-    ]
-    return launch("recipes.spear.pretrain", str(out), "--nodes", str(num_nodes), "--time", "30", "--", *recipe)
-
-
-def launch_program(out: Path, *behaviours: str, options: tuple[str, ...] = ()) -> str:
-    return launch("tests.slurm.program", str(out), "--nodes", "2", *options, "--", *behaviours)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s"
-        time.sleep(0.1)
-
-
-def job_state(cluster: SlurmCluster, job: str) -> str:
-    line = cluster.run("scontrol", "show", "job", job, check=False)
-    match = re.search(r"JobState=(\w+)", line)
-    return match[1] if match else "UNKNOWN"
-
-
-def wait_for_state(cluster: SlurmCluster, job: str, state: str) -> None:
-    wait_until(lambda: job_state(cluster, job) == state, f"{state} job {job}")
-
-
-def read_log(out: Path, rank: int = 0) -> str:
-    return "".join(path.read_text() for path in sorted(out.glob(f"slurm/*/*_{rank}_log.out")))
-
-
-def last_step(out: Path) -> int:
-    """Return the last step of a run that has a checkpoint."""
-    names = [path.name.removeprefix("step_") for path in (out / "checkpoints").glob("step_*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
-
-
-def wait_for_next_step(out: Path) -> None:
-    """Wait until a run has gone on and saved another step."""
-    step = last_step(out)
-    wait_until(lambda: last_step(out) > step, f"step after {step} of {out}")
-    assert last_step(out) < NUM_STEPS, "the run was too fast to be interrupted"
 
 
 def recipe_processes(out: Path, rank: int) -> list[int]:
@@ -105,12 +40,6 @@ def recipe_processes(out: Path, rank: int) -> list[int]:
         if is_recipe and f"RANK={rank}".encode() in variables:
             found.append(int(path.name))
     return found
-
-
-def load_weights(out: Path) -> dict[str, torch.Tensor]:
-    (path,) = (out / "checkpoints" / f"step_{NUM_STEPS}" / "model").rglob("*.pt")
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
-    return weights
 
 
 @pytest.mark.slow
@@ -243,18 +172,10 @@ def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster
     file, out = tmp_path / "pipeline.yaml", tmp_path / "out"
     file.write_text(PIPELINE.format(out=out))
 
-    def pipeline(action: str) -> str:
-        command = [sys.executable, "-m", "slurm.pipeline", action, str(file), "--cluster", "slurm"]
-        process = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=os.environ | {"COLUMNS": "200"}
-        )
-        assert process.returncode == 0, process.stderr
-        return process.stdout
-
-    submitted = re.findall(r"job (\d+): (\w+)", pipeline("run"))
+    submitted = re.findall(r"job (\d+): (\w+)", run_pipeline(file, "run"))
     assert [name for _, name in submitted] == ["first", "parts", "last"]
     # What is under way is not submitted again.
-    assert set(re.findall(r"job (\d+): (\w+)", pipeline("run"))) <= set(submitted)
+    assert set(re.findall(r"job (\d+): (\w+)", run_pipeline(file, "run"))) <= set(submitted)
 
     wait_until((out / "stages" / "last.done").exists, "end of the pipeline")
     # An array whose members crash and start again is done when all of them are.
@@ -263,8 +184,8 @@ def test_a_pipelines_jobs_wait_for_each_other_and_run_once(cluster: SlurmCluster
     assert all(count_starts(out / "parts" / str(member)) == 2 for member in range(3))
     assert (out / "stages" / "last.done").stat().st_mtime > (out / "stages" / "parts.2.done").stat().st_mtime
 
-    assert pipeline("run") == ""
-    assert re.findall(r"^(\w+) +done", pipeline("status"), re.MULTILINE) == ["first", "parts", "last"]
+    assert run_pipeline(file, "run") == ""
+    assert re.findall(r"^(\w+) +done", run_pipeline(file, "status"), re.MULTILINE) == ["first", "parts", "last"]
 
 
 SWEEP = """\
@@ -292,9 +213,7 @@ def test_a_sweeps_instances_are_arrays_whose_members_fail_alone(cluster: SlurmCl
     file.write_text(SWEEP.format(out=out))
 
     def run() -> list[tuple[str, str]]:
-        command = [sys.executable, "-m", "slurm.pipeline", "run", str(file), "--cluster", "slurm"]
-        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-        return re.findall(r"job (\S+): (\w+)", process.stdout)
+        return re.findall(r"job (\S+): (\w+)", run_pipeline(file, "run"))
 
     jobs = run()
     arrays = [{job.split("_")[0] for job, name in jobs if name == stage} for stage in ("shared", "train", "probe")]
@@ -303,7 +222,7 @@ def test_a_sweeps_instances_are_arrays_whose_members_fail_alone(cluster: SlurmCl
     wait_until(lambda: len(list((out / "stages").glob("probe*.done"))) == 2, "probes of good cells")
     wait_until(lambda: not cluster.run("squeue", "--noheader"), "end of all jobs")
     assert len(list((out / "stages").glob("train*.done"))) == 2
-    assert all("behaviour=ok" in path.name for path in (out / "probe").iterdir())
+    assert all("behaviour-ok" in path.name for path in (out / "probe").iterdir())
 
     # Started again, what failed runs, as it now can, and what waited for it.
     again = run()

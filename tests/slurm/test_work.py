@@ -7,9 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,19 +22,20 @@ from tests.recipes.common import SMALL_ZIPFORMER, TINY_DEMO, write_test_codes
 from tests.recipes.test_beside import OPTIONS, check_published, watch_command, write_events
 from tests.recipes.test_parts import read_store
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.test_launch import (
+from tests.slurm.jobs import (
     NUM_STEPS,
+    PATIENCE,
     job_state,
     last_step,
     launch,
     launch_training,
     load_weights,
     read_log,
+    run_pipeline,
     wait_for_state,
     wait_until,
 )
 
-PATIENCE = 600.0
 MANIFEST = DATA_FOLDER / "speech.tsv"
 NUM_PARTS = 4
 
@@ -89,22 +87,8 @@ stages:
 """
 
 
-def pipeline(file: Path, action: str) -> str:
-    command = [sys.executable, "-m", "slurm.pipeline", action, str(file), "--cluster", "slurm"]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"COLUMNS": "200"})
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} after {PATIENCE:.0f} s"
-        time.sleep(0.2)
-
-
 def wait_for_stage(out: Path, name: str) -> None:
-    wait_for((out / "stages" / f"{name}.done").exists, f"end of {name}")
+    wait_until((out / "stages" / f"{name}.done").exists, f"end of {name}")
 
 
 def kill_part(part: str) -> None:
@@ -124,7 +108,7 @@ def test_a_pipeline_from_quantizer_to_probe_survives_the_death_of_a_member_of_it
     file, out, task = tmp_path / "pipeline.yaml", tmp_path / "out", write_events(tmp_path / "events")
     values = {"manifest": MANIFEST, "config_file": TINY_DEMO, "zipformer": SMALL_ZIPFORMER, "task": task}
     file.write_text(PIPELINE.format(out=out, num_parts=NUM_PARTS, **values))
-    stages = re.findall(r"job \d+: (\w+)", pipeline(file, "run"))
+    stages = re.findall(r"job \d+: (\w+)", run_pipeline(file, "run"))
     assert stages == ["quantizer", "codes", "pretraining", "average", "probes"]
 
     # Member 1 has one of its shards, and is killed before it has the others, 5 and 9.
@@ -152,8 +136,8 @@ def test_a_pipeline_from_quantizer_to_probe_survives_the_death_of_a_member_of_it
     wait_for_stage(out, "probes")
     results = json.loads((out / "probes" / "probe.json").read_text())["results"]
     assert {result["source"] for result in results} == {"mine", "mine_untrained", "log_mel"}
-    assert re.findall(r"^(\w+) +done", pipeline(file, "status"), re.MULTILINE) == stages
-    assert pipeline(file, "run") == ""
+    assert re.findall(r"^(\w+) +done", run_pipeline(file, "status"), re.MULTILINE) == stages
+    assert run_pipeline(file, "run") == ""
 
 
 @pytest.mark.slow
@@ -163,18 +147,18 @@ def test_a_training_that_reaches_its_time_limit_ends_with_the_weights_of_an_unin
     corpora = write_test_codes(tmp_path / "codes")
     whole, run = tmp_path / "whole", tmp_path / "run"
     jobs = [launch_training(out, corpora) for out in (run, whole)]
-    wait_for(lambda: last_step(run) > 0, "first checkpoint")
+    wait_until(lambda: last_step(run) > 0, "first checkpoint")
 
     # A minute is the shortest limit, and the signal comes two minutes before: a limit that is near now is one as good.
     run_time = re.search(r"RunTime=(\d+):(\d+):(\d+)", cluster.run("scontrol", "show", "job", jobs[0]))
     assert run_time is not None
     cluster.run("scontrol", "update", f"JobId={jobs[0]}", f"TimeLimit={60 * int(run_time[1]) + int(run_time[2]) + 2}")
-    wait_for(lambda: "Requeued job" in read_log(run), "requeue at the time limit")
+    wait_until(lambda: "Requeued job" in read_log(run), "requeue at the time limit")
     cluster.run("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=30")
     (step,) = re.findall(r"Stopping training at step (\d+)", read_log(run))
     assert 0 < int(step) < NUM_STEPS
 
-    wait_for(lambda: {job_state(cluster, job) for job in jobs} == {"COMPLETED"}, "end of both runs")
+    wait_until(lambda: {job_state(cluster, job) for job in jobs} == {"COMPLETED"}, "end of both runs")
     assert re.findall(r"Resuming from step (\d+)", (run / "logs" / "rank_0.log").read_text()) == [step]
     expected, actual = load_weights(whole), load_weights(run)
     assert [name for name in expected if not torch.equal(expected[name], actual[name])] == []

@@ -5,26 +5,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
-from fairseq2.datasets import DataReader
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
-from recipes.elastic import adapt_checkpoint
-from recipes.graceful import GracefulTraining
-from recipes.pretraining import ValidUnit, create_reader_options
+from recipes.pretraining import ValidUnit
 from recipes.spear.pretrain.averaging import keep_running_average
 from recipes.spear.pretrain.config import SpearPretrainConfig
 from recipes.spear.pretrain.online import load_online_targets
 from recipes.spear.pretrain.unit import BatchCounter, SpearCriterion, SpearTrainUnit
-from spear_plugin.data.batch import SpearBatch
+from recipes.training import create_training
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.data.dataset import SpearDataset
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import Domain
 from spear_plugin.data.mixing_options import MixingOptions
-from spear_plugin.data.options import StreamOptions
+from spear_plugin.data.options import ReaderOptions, StreamOptions
 from spear_plugin.models.spear import DOMAINS, SpearConfig, SpearModel, TargetStreamConfig
 
 
@@ -47,32 +44,15 @@ class SpearPretrainRecipe(Recipe):
 
         criterion = SpearCriterion(context.get_data_parallel_model(), model_config, online_targets)
         streams = _required_streams(model_config, made_online=online_targets.names)
-        train_reader = self._create_reader(context, dataset, "train", streams)
-        if config.dataset.has_validation:
-            valid_units = [ValidUnit(criterion)]
-            valid_readers = [self._create_reader(context, dataset, "valid", streams)]
-        else:
-            valid_units, valid_readers = [], []
         train_unit = SpearTrainUnit(criterion, _create_batch_counter(context, config))
-        adapt_checkpoint(context, seed=config.common.seed)
-        trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
-        keep_running_average(context, trainer)
-        return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
 
-    def _create_reader(
-        self, context: RecipeContext, dataset: SpearDataset, split: str, streams: dict[str, StreamOptions]
-    ) -> DataReader[SpearBatch]:
-        config = context.get_config_as(SpearPretrainConfig)
-        is_training = split == "train"
-        options = create_reader_options(
-            config.dataset,
-            seed=config.common.seed,
-            is_training=is_training,
-            num_accumulate=config.trainer.grad_accumulation.num_batches,
-        )
-        options.streams = streams
-        options.mixing = config.dataset.mixing if is_training else MixingOptions()
-        return dataset.create_reader(split, context.gangs, options=options)
+        def set_options(options: ReaderOptions, split: str) -> None:
+            options.streams = streams
+            options.mixing = config.dataset.mixing if split == "train" else MixingOptions()
+
+        training = create_training(context, config, train_unit, ValidUnit(criterion), set_options)
+        keep_running_average(context, training.trainer)
+        return training
 
 
 def _create_batch_counter(context: RecipeContext, config: SpearPretrainConfig) -> BatchCounter:

@@ -70,10 +70,7 @@ class BatchCounter:
             self._count_before = self._find_count_before(num_steps_done)
         if num_steps_done % self._every_n_steps == 0:
             self._model.set_batch_count(self._count_before + num_steps_done * self._counts_per_step)
-        # Checkpoints hold the memory of the first process: a resumed run equals an uninterrupted one only if the others
-        # have the same. One byte a whitener, sent without waiting for it on the host.
-        if self._gang.size > 1 and (is_white := self._model.training_state.is_white).numel() > 0:
-            self._gang.broadcast(is_white, source_rank=0)
+        self._model.training_state.share(self._gang)
 
     def _find_count_before(self, num_steps_done: int) -> float:
         """Return what to add to the count because steps before a resume had more or less audio than those to come."""

@@ -2,20 +2,17 @@ from __future__ import annotations
 
 from typing import final
 
-from fairseq2.datasets import DataReader
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from typing_extensions import override
 
-from recipes.elastic import adapt_checkpoint
-from recipes.graceful import GracefulTraining
-from recipes.pretraining import ValidUnit, create_reader_options
+from recipes.pretraining import ValidUnit
 from recipes.spidr.pretrain.config import SpidrPretrainConfig
 from recipes.spidr.pretrain.metrics import SpidrMetrics
 from recipes.spidr.pretrain.unit import SpidrCriterion, SpidrTrainUnit, TeacherUpdater
-from spear_plugin.data.batch import SpearBatch
-from spear_plugin.data.dataset import SpearDataset
+from recipes.training import create_training
+from spear_plugin.data.options import ReaderOptions
 from spear_plugin.models.spidr import SAMPLE_RATE, SpidrConfig, SpidrModel, create_frame_geometry, create_span_masker
 
 
@@ -41,30 +38,15 @@ class SpidrPretrainRecipe(Recipe):
 
         metrics = SpidrMetrics(model.config, per_layer=config.metrics.per_layer)
         criterion = SpidrCriterion(context.get_data_parallel_model(), metrics)
-        train_reader = self._create_reader(context, "train", model.config)
-        if config.dataset.has_validation:
-            valid_units = [ValidUnit(criterion)]
-            valid_readers = [self._create_reader(context, "valid", model.config)]
-        else:
-            valid_units, valid_readers = [], []
         updater = TeacherUpdater(model, context.gangs.dp)
         updater.attach(context.get_optimizer())
-        adapt_checkpoint(context, seed=config.common.seed)
-        train_unit = SpidrTrainUnit(criterion, updater)
-        trainer = context.create_trainer(train_unit, train_reader, valid_units, valid_readers)
-        return GracefulTraining(trainer, context.get_optimizer(), context.gangs.root, config.regime.num_steps)
+        masker = create_span_masker(model.config)
 
-    def _create_reader(self, context: RecipeContext, split: str, model_config: SpidrConfig) -> DataReader[SpearBatch]:
-        config = context.get_config_as(SpidrPretrainConfig)
-        options = create_reader_options(
-            config.dataset,
-            seed=config.common.seed,
-            is_training=split == "train",
-            num_accumulate=config.trainer.grad_accumulation.num_batches,
-        )
-        options.crop = options.standardize = True
-        options.masker = create_span_masker(model_config)
-        return context.get_dataset_as(SpearDataset).create_reader(split, context.gangs, options=options)
+        def set_options(options: ReaderOptions, split: str) -> None:
+            options.crop = options.standardize = True
+            options.masker = masker
+
+        return create_training(context, config, SpidrTrainUnit(criterion, updater), ValidUnit(criterion), set_options)
 
 
 def _check_min_seconds(min_seconds: float, config: SpidrConfig) -> None:
