@@ -25,7 +25,7 @@ from fairseq2.recipe.error import RecipeError
 from torch import Tensor
 
 from recipes.abx.items import Item, PhoneCorpus, write_items
-from recipes.abx.reading import FrameReader
+from recipes.frame_readers import FrameReader
 
 _REQUEST_FILE: Final = "request.json"
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 
 from recipes.abx.items import PhoneCorpus, phone_moments
-from recipes.abx.reading import FrameReader
+from recipes.frame_readers import FrameReader
 from spear_plugin.evaluation import UnitQuality, count_pairs, unit_quality
 
 

@@ -18,10 +18,11 @@ from recipes.abx.config import AbxConfig, AbxSourceSection
 from recipes.abx.exchange import write_exchange
 from recipes.abx.items import PhoneCorpus, read_phone_corpus, write_items
 from recipes.abx.quality import measure_units
-from recipes.abx.reading import FrameReader, open_reader
+from recipes.abx.reading import open_reader
 from recipes.abx.report import print_report, write_report
 from recipes.abx.results import LayerErrors, ResultStore, SourceResult
 from recipes.abx.scoring import FastAbx, find_interpreter
+from recipes.frame_readers import FrameReader
 from recipes.tasks import StoppableTask, refuse_several_processes
 
 _ITEM_FILE: Final = "items.item"

@@ -16,11 +16,12 @@ from pathlib import Path
 from fairseq2 import init_fairseq2
 from rich.console import Console
 
-from recipes.demo.example import choose_row, draw_example
 from recipes.demo.plan import MODEL_NAME, DemoFolders, plan_demo
 from recipes.demo.report import Claim, describe_corpora, print_probes, read_results, write_report
+from recipes.masked_example import choose_row, draw_example
 from slurm.stages import StageError, StageRunner
 from spear_plugin.data.codes import CodeStore
+from spear_plugin.models.spear import get_spear_model_hub
 
 CLAIMED_TASKS = ("phones", "events")
 
@@ -50,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
         results,
         claims=claims,
         example=draw_example(
-            MODEL_NAME, choose_row(folders.corpora / "speech" / "valid.tsv"), CodeStore(folders.codes("speech"))
+            get_spear_model_hub().load_model(MODEL_NAME),
+            choose_row(folders.corpora / "speech" / "valid.tsv"),
+            CodeStore(folders.codes("speech")),
         ),
         data_rows=describe_corpora(folders),
         seconds={stage.title: seconds[stage.name] for stage in stages},

@@ -10,11 +10,12 @@ from pathlib import Path
 from string import Template
 from typing import Any, final
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from recipes.demo.figures import draw_bars, draw_curves
 from recipes.demo.plan import DemoFolders
+from recipes.figures import draw_bars, draw_curves, to_svg
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest import read_manifest
 
@@ -121,7 +122,7 @@ def write_report(
     results: DemoResults,
     *,
     claims: Sequence[Claim],
-    example: str,
+    example: Figure,
     data_rows: Sequence[Sequence[str]],
     seconds: Mapping[str, float],
     load_lines: str,
@@ -132,19 +133,21 @@ def write_report(
         path: The HTML file.
         results: The numbers.
         claims: The comparisons shown first.
-        example: The picture of a masked prediction, SVG.
+        example: The picture of a masked prediction.
         data_rows: A table of the corpora, its heading first.
         seconds: Time of each stage by its title.
         load_lines: The Python lines that load the model.
     """
     page = Template(_TEMPLATE.read_text()).substitute(
         claims="".join(f"<li class={'yes' if c.holds else 'no'}>{html.escape(str(c))}</li>" for c in claims),
-        loss=draw_curves(_curves(results, "loss"), x_label="step", y_label="cross-entropy, nats a code"),
-        accuracy=draw_curves(_curves(results, "accuracy"), x_label="step", y_label="accuracy on masked frames"),
-        quantizers=draw_curves(
-            _reconstruction_curves(results), x_label="codebooks (1 byte a frame each)", y_label="relative error"
+        loss=to_svg(draw_curves(_curves(results, "loss"), x_label="step", y_label="cross-entropy, nats a code")),
+        accuracy=to_svg(draw_curves(_curves(results, "accuracy"), x_label="step", y_label="accuracy on masked frames")),
+        quantizers=to_svg(
+            draw_curves(
+                _reconstruction_curves(results), x_label="codebooks (1 byte a frame each)", y_label="relative error"
+            )
         ),
-        example=example,
+        example=to_svg(example),
         probes="".join(_probe_figure(results, task) for task in _tasks(results)),
         layers="".join(_layer_figure(results, task) for task in _tasks(results)),
         probe_table=_table(_probe_rows(results)),
@@ -181,13 +184,14 @@ def _tasks(results: DemoResults) -> list[str]:
 
 def _probe_figure(results: DemoResults, task: str) -> str:
     rows = [record for record in results.probes if record["task"] == task]
-    return draw_bars(
+    figure = draw_bars(
         [row["source"] for row in rows],
         [row["accuracy"] for row in rows],
         [(row["low"], row["high"]) for row in rows],
         chance=rows[0]["majority"],
         title=f"{task}: {rows[0]['num_classes']} classes, {rows[0]['num_test']} test items",
     )
+    return to_svg(figure)
 
 
 def _layer_figure(results: DemoResults, task: str) -> str:
@@ -196,7 +200,7 @@ def _layer_figure(results: DemoResults, task: str) -> str:
         for row in results.probes
         if row["task"] == task and row["layer_weights"]
     }
-    return draw_curves(curves, x_label="layer", y_label=f"{task}: weight in the sum")
+    return to_svg(draw_curves(curves, x_label="layer", y_label=f"{task}: weight in the sum"))
 
 
 def _probe_rows(results: DemoResults) -> list[tuple[str, ...]]:

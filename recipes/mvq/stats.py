@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from recipes.code_counts import count_codes
 from recipes.mvq.console import create_parser, print_json, run_command
-from spear_plugin.data.codes import CodeStoreIdentity, StoredCodes, open_shard, read_header
+from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.evaluation import codebook_entropies
 
 
@@ -75,29 +76,17 @@ def measure_store(folder: Path) -> StoreStatistics:
 
     :raises CodeStoreError: If the store is unfinished or damaged.
     """
-    identity, checksums = read_header(folder)
-    counts = np.zeros((identity.num_codebooks, identity.codebook_size), dtype=np.int64)
-    num_rows = 0
-
-    for path, checksum in checksums.items():
-        shard = open_shard(path, identity, checksum)
-        counts += _count_entries(shard.all_codes(), identity.codebook_size)
-        num_rows += len(shard.ids())
-
-    num_frames = int(counts[0].sum())
+    counted = count_codes(folder)
+    identity = counted.identity
+    num_frames = int(counted.entries[0].sum())
 
     return StoreStatistics(
         identity=identity,
-        num_rows=num_rows,
+        num_rows=counted.num_rows,
         num_frames=num_frames,
         hours=num_frames / identity.frame_rate_hz / 3600,
-        codebooks=_describe_codebooks(counts),
+        codebooks=_describe_codebooks(counted.entries),
     )
-
-
-def _count_entries(codes: StoredCodes, codebook_size: int) -> NDArray[np.int64]:
-    """Return how often each entry occurs (K, V) in codes (T, K)."""
-    return np.stack([np.bincount(column, minlength=codebook_size) for column in codes.T])
 
 
 def _describe_codebooks(counts: NDArray[np.int64]) -> list[CodebookStatistics]:

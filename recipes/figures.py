@@ -1,16 +1,19 @@
-"""The report's pictures, each returned as an inline SVG so that the page needs no other file."""
+"""Pictures of trainings, codes and features, and the two ways to keep them: within a page, or as a file."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from spear_plugin.data.files import atomic_file
 
 mpl.use("svg")
 mpl.rcParams |= {
@@ -27,7 +30,7 @@ mpl.rcParams |= {
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
-def draw_curves(curves: Mapping[str, Curve], *, x_label: str, y_label: str) -> str:
+def draw_curves(curves: Mapping[str, Curve], *, x_label: str, y_label: str) -> Figure:
     """Draw named (x, y) curves in one pair of axes."""
     figure, axes = _new_figure(4.6, 3.0)
     for name, (x, y) in curves.items():
@@ -35,7 +38,7 @@ def draw_curves(curves: Mapping[str, Curve], *, x_label: str, y_label: str) -> s
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.legend()
-    return _to_svg(figure)
+    return figure
 
 
 def draw_bars(
@@ -45,7 +48,7 @@ def draw_bars(
     *,
     chance: float,
     title: str,
-) -> str:
+) -> Figure:
     """Draw horizontal bars with their intervals and a line at the accuracy of always saying the commonest label."""
     figure, axes = _new_figure(4.6, 0.8 + 0.32 * len(names))
     positions = np.arange(len(names))[::-1]
@@ -57,7 +60,7 @@ def draw_bars(
     axes.set_title(title, loc="left")
     axes.set_xlabel("accuracy (dotted: most frequent class)")
     axes.grid(axis="y", visible=False)
-    return _to_svg(figure)
+    return figure
 
 
 def draw_masked_prediction(
@@ -68,7 +71,7 @@ def draw_masked_prediction(
     *,
     fbank_hz: float = 100.0,
     code_hz: float = 50.0,
-) -> str:
+) -> Figure:
     """Draw a log-mel spectrogram with its mask above the codes of the teacher and those that the student predicts.
 
     Args:
@@ -101,7 +104,42 @@ def draw_masked_prediction(
         axes.set_yticks(np.arange(num_codebooks) + 0.5, [str(number) for number in range(1, num_codebooks + 1)])
     for axes in (top, middle, bottom):
         axes.grid(visible=False)
-    return _to_svg(figure)
+    return figure
+
+
+def draw_points(groups: Mapping[str, Mapping[str, NDArray[np.float32]]]) -> Figure:
+    """Draw points in the plane, a panel for each of some sources, a colour for each of their labels.
+
+    Args:
+        groups: By source and label, the points (P, 2). All sources have the same labels.
+    """
+    figure = Figure(figsize=(3.6 * len(groups), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, (source, labels) in zip(panels, groups.items(), strict=True):
+        for label, points in labels.items():
+            axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0, label=label)
+        axes.set(title=source, xticks=[], yticks=[])
+        axes.grid(visible=False)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), markerscale=4)
+    return figure
+
+
+def draw_usage(stores: Mapping[str, NDArray[np.int64]]) -> Figure:
+    """Draw how often the entries of codebooks occur, the commonest first, a panel for each of some stores.
+
+    Args:
+        stores: By name, the counts (K, V) of the entries.
+    """
+    figure = Figure(figsize=(4.6 * len(stores), 3.2), layout="constrained")
+    for axes, (name, counts) in zip(figure.subplots(1, len(stores), squeeze=False)[0], stores.items(), strict=True):
+        shares = -np.sort(-counts / counts.sum(axis=1, keepdims=True), axis=1)
+        for number, share in enumerate(shares, start=1):
+            axes.plot(np.arange(1, len(share) + 1), share, label=f"codebook {number}")
+        axes.axhline(1 / counts.shape[1], color="grey", linestyle=":", label="all alike")
+        axes.set(title=name, xlabel="entry, the commonest first", ylabel="share of the frames", yscale="log")
+        axes.legend(fontsize="small")
+    return figure
 
 
 def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -114,8 +152,15 @@ def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
 
 
-def _to_svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an element of a page, which then needs no other file."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     # Only the <svg> element: an XML declaration has no place inside a page.
     return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+
+
+def save_png(path: Path, figure: Figure, *, dots_per_inch: int = 110) -> None:
+    """Write a figure to a file, atomically."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dots_per_inch)

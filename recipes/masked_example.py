@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from fairseq2.models import load_model
+from matplotlib.figure import Figure
 
-from recipes.demo.figures import draw_masked_prediction
+from recipes.figures import draw_masked_prediction
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.codes import CodeStore
 from spear_plugin.data.manifest import ManifestRow, read_manifest
@@ -23,18 +23,18 @@ def choose_row(manifest: Path, *, min_seconds: float = 3.0, max_seconds: float =
 
 
 @torch.inference_mode()
-def draw_example(model_name: str, row: ManifestRow, store: CodeStore, *, stream: str = "speech", seed: int = 1) -> str:
+def draw_example(
+    model: SpearModel, row: ManifestRow, store: CodeStore, *, stream: str = "speech", seed: int = 1
+) -> Figure:
     """Mask a recording, predict its codes and draw both.
 
     Args:
-        model_name: A card's name.
+        model: The student.
         row: The recording.
         store: The teacher's codes.
         stream: The target stream whose head is drawn.
         seed: Of the mask.
     """
-    model = load_model(model_name)
-    assert isinstance(model, SpearModel)
     model.eval()
     waveform = torch.from_numpy(read_audio(row.path))
     fbank, lengths = compute_fbank(waveform[None], torch.tensor([len(waveform)]))  # (1, F, M)
