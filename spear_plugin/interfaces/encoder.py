@@ -15,10 +15,17 @@ from torch.nn.functional import pad
 from typing_extensions import override
 
 from spear_plugin.models.downstream.encoder import EncodedFrames, FrameEncoder, SpearEncoder, SpidrEncoder
-from spear_plugin.models.lookup import find_card, load_encoder
-from spear_plugin.models.spear import SPEAR_FAMILY, SPEAR_TIMING, SpearModel, num_output_frames, output_timing
+from spear_plugin.models.lookup import family_of, find_card, load_config, load_model
+from spear_plugin.models.spear import (
+    SPEAR_FAMILY,
+    SPEAR_TIMING,
+    SpearModel,
+    get_spear_model_hub,
+    num_output_frames,
+    output_timing,
+)
 from spear_plugin.models.spear.fbank import SAMPLE_RATE as SAMPLE_RATE
-from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel, spidr_timing
+from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel, get_spidr_model_hub, spidr_timing
 from spear_plugin.nn.timing import FrameTiming
 
 LayerChoice: TypeAlias = Literal["last", "all"]
@@ -115,8 +122,13 @@ def load_pretrained_encoder(checkpoint: str, where: str) -> PretrainedEncoder:
     if not checkpoint:
         raise RecipeError(f"{where}: must be the name of a card, or the folder of a run or of a released model.")
     card = find_card(checkpoint, where, SPEAR_FAMILY, SPIDR_FAMILY)
-    model = load_encoder(card, checkpoint, device=torch.device("cpu"))
-    return _wrap_spear(model) if isinstance(model, SpearModel) else _wrap_spidr(model)
+    device = torch.device("cpu")
+    if family_of(card) == SPIDR_FAMILY:
+        return _wrap_spidr(load_model(get_spidr_model_hub(), card, checkpoint, device=device))
+    hub = get_spear_model_hub()
+    # Heads are for pre-training.
+    config = replace(load_config(hub, card, checkpoint), target_streams=[])
+    return _wrap_spear(load_model(hub, card, checkpoint, device=device, config=config))
 
 
 def check_layers(layers: str) -> LayerChoice:

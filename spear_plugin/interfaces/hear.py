@@ -34,6 +34,7 @@ class HearModel(Module):
         self.encoder = encoder
         self.layers = layers
         self.timestamp_embedding_size = self.scene_embedding_size = encoder.dim_of(layers)
+        self.eval()
 
 
 def load_model(model_file_path: str = "", *, layers: str = "last") -> HearModel:

@@ -51,6 +51,7 @@ class BenchmarkEncoder(Module):
         self.output_dim = self.model.dim_of(self.layers)
         self.hop_size_in_ms = 1000.0 / self.model.timing_of(self.layers).rate_hz
         kind = f"{self.layers.capitalize()}{weights_digest(self.model)}"
+        self.eval()
         # What X-ARES asks is `type(encoder).__name__`.
         self.__class__ = type(f"{type(self).__name__.removesuffix('Encoder')}{kind}Encoder", (type(self),), {})
 
