@@ -1,7 +1,7 @@
 """Lets the checkers of benchmarks look at our interfaces; runs in .venv-checkers, called by test_benchmark_checkers.
 
-Arguments: runs of SPEAR and SpidR, a folder with the CSV files of a task of s3prl for each, and a file for JSON: what each
-checker said of each run, ``passed`` or its error.
+Arguments: runs of SPEAR and SpidR, a folder with the CSV files of a task of s3prl for each, and a file for JSON: what
+each checker said of each run, ``passed`` or its error.
 """
 
 from __future__ import annotations
