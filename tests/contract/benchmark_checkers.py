@@ -57,9 +57,9 @@ def check_s3prl(checkpoint: str, task: Path) -> None:
         s3prl.main()
 
 
-def judge(check: Callable[[], None]) -> str:
+def judge(check: Callable[..., None], *arguments: object) -> str:
     try:
-        check()
+        check(*arguments)
     except BaseException as ex:
         return f"{type(ex).__name__}: {ex}"
     return "passed"
@@ -68,10 +68,9 @@ def judge(check: Callable[[], None]) -> str:
 def main(spear: str, spidr: str, task: str, out: str) -> None:
     results = {}
     for family, checkpoint in (("spear", spear), ("spidr", spidr)):
-        results[f"hear {family}"] = judge(lambda checkpoint=checkpoint: check_hear(checkpoint))
-        results[f"xares {family}"] = judge(lambda checkpoint=checkpoint: check_xares(checkpoint))
-        folder = Path(task) / family
-        results[f"s3prl {family}"] = judge(lambda c=checkpoint, folder=folder: check_s3prl(c, folder))
+        results[f"hear {family}"] = judge(check_hear, checkpoint)
+        results[f"xares {family}"] = judge(check_xares, checkpoint)
+        results[f"s3prl {family}"] = judge(check_s3prl, checkpoint, Path(task) / family)
     Path(out).write_text(json.dumps(results), encoding="utf-8")
 
 
