@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Final, final
 
 import torch
@@ -16,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from spear_plugin.interfaces.encoder import SAMPLE_RATE, load_pretrained_encoder
+from spear_plugin.models.spear import ReleasedModelError
 from spear_plugin.nn.timing import FrameTiming
 
 UPSTREAM: Final = "spear_plugin"
@@ -89,19 +93,26 @@ def register_upstream() -> None:
     Raises:
         RecipeError: If s3prl is not installed.
     """
-    try:
-        from s3prl import hub  # noqa: PLC0415 -- nothing else here needs it
-    except ModuleNotFoundError as ex:
-        raise RecipeError(f"s3prl cannot be imported: {ex}. Install it: pip install espnet-s3prl librosa.") from None
-    setattr(hub, UPSTREAM, UpstreamExpert)
+    setattr(_import("s3prl.hub"), UPSTREAM, UpstreamExpert)
 
 
 def main() -> None:
     """Run one of s3prl's problems."""
-    register_upstream()
-    from s3prl import main as program  # noqa: PLC0415
+    try:
+        register_upstream()
+        _import("s3prl.main").main()
+    except (RecipeError, ReleasedModelError) as ex:
+        sys.exit(str(ex))
 
-    program.main()
+
+def _import(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as ex:
+        raise RecipeError(
+            f"s3prl cannot be imported: {ex}. Install espnet-s3prl and what it imports, or use the environment that "
+            "`make checkers-env` makes."
+        ) from None
 
 
 def _count_samples(timing: FrameTiming) -> int:

@@ -1,7 +1,7 @@
 """Lets the checkers of benchmarks look at our interfaces; runs in .venv-checkers, called by test_benchmark_checkers.
 
 Arguments: runs of SPEAR and SpidR, a folder with the CSV files of a task of s3prl for each, and a file for JSON: what
-each checker said of each run, ``passed`` or its error.
+each checker said of each run, ``passed`` or its error; and what s3prl says of a run that does not exist.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def main(spear: str, spidr: str, task: str, out: str) -> None:
         results[f"hear {family}"] = judge(check_hear, checkpoint)
         results[f"xares {family}"] = judge(check_xares, checkpoint)
         results[f"s3prl {family}"] = judge(check_s3prl, checkpoint, Path(task) / family)
+    results["s3prl nothing"] = judge(check_s3prl, "nothing", Path(task) / "spear")
     Path(out).write_text(json.dumps(results), encoding="utf-8")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -56,3 +57,10 @@ def test_a_task_of_s3prl_is_learned(folder: Path) -> None:
     (path,) = (folder / "task" / "spear").glob("evaluate/*/test/result.yaml")
     # Ten steps on random frames tell drums from ambient sounds better than chance.
     assert yaml.safe_load(path.read_text())["accuracy"] > 0.5
+
+
+def test_a_run_that_does_not_exist_ends_s3prl_with_a_line(folder: Path) -> None:
+    message = json.loads((folder / "results.json").read_text())["s3prl nothing"]
+    assert re.fullmatch(
+        r"SystemExit: `path_or_url`: must be the name of a card, .* but 'nothing' is neither\.", message
+    )

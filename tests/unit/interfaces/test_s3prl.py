@@ -7,7 +7,7 @@ import pytest
 import torch
 from fairseq2.recipe.error import RecipeError
 
-from spear_plugin.interfaces.s3prl import UpstreamExpert, register_upstream
+from spear_plugin.interfaces.s3prl import UpstreamExpert, main, register_upstream
 from tests.common import assert_close, assert_equal
 from tests.recipes.common import save_run
 from tests.unit.interfaces.makers import draw_waveforms, extract, save_checkpoints
@@ -82,5 +82,8 @@ def test_layers_of_several_widths_are_refused(tmp_path: Path) -> None:
 
 def test_a_missing_s3prl_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3prl", None)
-    with pytest.raises(RecipeError, match=r"^s3prl cannot be imported: .*Install it: pip install espnet-s3prl librosa"):
+    message = r"^s3prl cannot be imported: .*\. Install espnet-s3prl and .* `make checkers-env` makes\.$"
+    with pytest.raises(RecipeError, match=message):
         register_upstream()
+    with pytest.raises(SystemExit, match=message):
+        main()
