@@ -1,12 +1,13 @@
-# `make setup` creates .venv and `make abx-env` .venv-abx; every other target sets up by itself what it needs.
+# `make setup` creates .venv, `make abx-env` .venv-abx, `make checkers-env` .venv-checkers; other targets set up what they need.
 PYTHON := .venv/bin/python
 export FAIRSEQ2_EXTENSION_TRACE := 1
 
-.PHONY: help setup abx-env demo test lint bench clean
+.PHONY: help setup abx-env checkers-env demo test lint bench clean
 
 help:
 	@echo "make setup   create .venv with pinned packages (a second run takes a second)"
 	@echo "make abx-env create .venv-abx for recipes.abx, with fastabx (1.3 GB more to download)"
+	@echo "make checkers-env  create .venv-checkers with the checkers of HEAR, X-ARES and s3prl (0.4 GB more to download)"
 	@echo "make demo    real speech and audio -> quantizers -> codes -> pre-training -> probes -> demo/report.html"
 	@echo "make test    ruff, mypy --strict, pytest"
 	@echo "make bench   benchmarks against lhotse, multi-quantization, AdamW and plain training"
@@ -16,6 +17,9 @@ setup:
 
 abx-env: setup
 	@./setup.sh abx
+
+checkers-env: setup
+	@./setup.sh checkers
 
 demo: setup
 	$(PYTHON) -m recipes.demo demo
@@ -38,4 +42,4 @@ bench: setup
 	$(PYTHON) -m benchmarks.train_step
 
 clean:
-	rm -rf .venv .venv-abx demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-abx .venv-checkers demo build *.egg-info .mypy_cache .pytest_cache .ruff_cache

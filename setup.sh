@@ -2,14 +2,16 @@
 # Make .venv with everything that the project, its demo, its tests and its benchmarks need, at pinned versions.
 # Uses uv when it is there, pip otherwise. A second run finds its stamp and returns at once.
 #   ./setup.sh abx                            makes .venv-abx instead, where recipes.abx runs fastabx, which needs another torch
+#   ./setup.sh checkers                       makes .venv-checkers, on top of .venv, with the checkers of HEAR, X-ARES and s3prl
 #   PYTHON=/path/to/python3.12 ./setup.sh     chooses the interpreter by hand
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 purpose=${1:-main}
 case $purpose in
-main) venv=.venv oldest=11 ;;
-abx) venv=.venv-abx oldest=12 ;;
-*) echo "setup: \`$purpose\` is no environment; say ./setup.sh, or ./setup.sh abx" >&2 && exit 2 ;;
+main) venv=.venv oldest=11 size="several GB on the first run: PyTorch brings its CUDA libraries" ;;
+abx) venv=.venv-abx oldest=12 size="1.3 GB to download beside .venv" ;;
+checkers) venv=.venv-checkers oldest=11 size="0.4 GB to download" ;;
+*) echo "setup: \`$purpose\` is no environment; say ./setup.sh, ./setup.sh abx or ./setup.sh checkers" >&2 && exit 2 ;;
 esac
 python=$venv/bin/python
 
@@ -36,7 +38,7 @@ make_venv() {
   local base=$1
   rm -rf "$venv"
   if command -v uv >/dev/null; then
-    uv venv -q --python "${base:-3.12}" "$venv"
+    uv venv -q --seed --python "${base:-3.12}" "$venv"
   elif [ -z "$base" ]; then
     echo "setup: no Python 3.12$([ $oldest = 12 ] || echo ' or 3.11') found; install one (apt-get install python3 python3-pip python3-venv) or name it: PYTHON=... make setup" >&2
     exit 1
@@ -84,14 +86,28 @@ install_abx() {
   "$python" -c 'import fastabx'
 }
 
+# .venv-checkers has all of .venv behind its own packages, with its libraries, editable packages and entry points.
+install_checkers() {
+  # hearvalidator says that it is for Python before 3.9, and uv has no way to ignore that.
+  "$python" -m pip install -q --no-deps --no-compile --ignore-requires-python -r constraints-checkers.txt
+  echo "import site; site.addsitedir('$(site_packages .venv/bin/python)')" >"$(site_packages "$python")/shared.pth"
+  ln -sf "$PWD"/.venv/lib/*.so* "$venv/lib/" # fairseq2 looks for oneTBB in the environment's own lib folder
+  "$python" -c 'import hearvalidator.validate, s3prl.problem, xares.run, spear_plugin.interfaces.hear' 2>$venv/imports.log ||
+    { tail -n 1 $venv/imports.log >&2 && exit 1; }
+}
+
 fingerprint() { cat setup.sh pyproject.toml constraints*.txt packages-without-dependencies.txt | sha256sum | cut -d' ' -f1; }
 
 if [ "$(cat $venv/.setup-complete 2>/dev/null)" = "$(fingerprint) $PWD" ] && "$python" -c '' 2>/dev/null; then
   exit 0
 fi
+if [ $purpose = checkers ]; then
+  usable .venv/bin/python || { echo "setup: .venv-checkers stands on .venv, which is missing; make it with make setup" >&2 && exit 1; }
+  PYTHON=$(shared_interpreter)
+fi
 base=$(find_python)
-echo "setup: making $venv with ${base:-a Python 3.12 fetched by uv} (several GB on the first run: PyTorch brings its CUDA libraries)"
-if ! usable "$python"; then make_venv "$base"; fi
+echo "setup: making $venv with ${base:-a Python 3.12 fetched by uv} ($size)"
+if [ $purpose = checkers ] || ! usable "$python"; then make_venv "$base"; fi
 install_$purpose
 echo "$(fingerprint) $PWD" >$venv/.setup-complete
 if [ $purpose = main ]; then echo "setup: done; next: make demo, make test, or $python -m recipes.spear.pretrain --help"; fi

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, final
 
 import torch
@@ -15,55 +15,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from recipes.models import RunStep, weights_digest
-from spear_plugin.data.manifest import Seconds
-from spear_plugin.models.spear import SpearModel, num_output_frames
+from spear_plugin.models.spear import SPEAR_TIMING as SPEAR_TIMING
+from spear_plugin.models.spear import SpearModel, num_output_frames, output_timing
 from spear_plugin.models.spear.fbank import NUM_MEL_BINS, SAMPLE_RATE, compute_fbank, num_fbank_frames
 from spear_plugin.models.spidr import SAMPLE_RATE as SPIDR_SAMPLE_RATE
-from spear_plugin.models.spidr import FrameGeometry, SpidrModel, standardize_waveforms
+from spear_plugin.models.spidr import SpidrModel, standardize_waveforms
+from spear_plugin.models.spidr import spidr_timing as spidr_timing
+from spear_plugin.nn.timing import FrameTiming as FrameTiming
 from spear_plugin.teachers import Teacher
-
-
-@final
-@dataclass(frozen=True)
-class FrameTiming:
-    """When the frames of a feature sequence are."""
-
-    rate_hz: float
-
-    first_centre: Seconds
-    """Centre of frame 0."""
-
-    def nearest_frames(self, times: Tensor, num_frames: int) -> Tensor:
-        """Return the index of the frame whose centre is nearest to each time, within [0, num_frames)."""
-        return ((times - self.first_centre) * self.rate_hz).round().long().clamp(0, num_frames - 1)
-
-    def frames_between(self, starts: Tensor, ends: Tensor, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Return the first and the last index of the frames whose centres lie in each of the segments [start, end].
-
-        A segment between two centres, or beyond the frames there are, gets the frame that is nearest to its middle.
-        """
-        # Centres and ends of segments are decimal fractions that coincide, and must compare as equal.
-        first = ((starts - self.first_centre) * self.rate_hz - 1e-6).ceil().long().clamp(min=0)
-        last = ((ends - self.first_centre) * self.rate_hz + 1e-6).floor().long().clamp(max=num_frames - 1)
-
-        nearest = self.nearest_frames(0.5 * (starts + ends), num_frames)
-        is_empty = first > last
-
-        return torch.where(is_empty, nearest, first), torch.where(is_empty, nearest, last)
-
-
-SPEAR_TIMING: Final = FrameTiming(50.0, first_centre=0.045)
-"""Centres of the receptive fields. The fbank's frame f is centred at (f + 0.5) 10 ms. The front end's convolutions over
-time have no padding, width 3 and the strides 1, 2, 1: output t sees the frames 2t to 2t + 8, centre 2t + 4, which is at
-20 t + 45 ms. Everything after them is symmetric in time."""
 
 LOG_MEL_TIMING: Final = FrameTiming(50.0, first_centre=0.010)
 """A pair of fbank frames, 2t and 2t + 1, is centred between them, at 20 t + 10 ms."""
-
-
-def spidr_timing(geometry: FrameGeometry) -> FrameTiming:
-    """Return the centres of the receptive fields: 50 a second, the first one at 12.5 ms, in the paper."""
-    return FrameTiming(SPIDR_SAMPLE_RATE / geometry.hop, 0.5 * geometry.receptive_field / SPIDR_SAMPLE_RATE)
 
 
 _MIN_LOG_MEL_SAMPLES: Final = 400
@@ -123,10 +85,7 @@ class SpearSource(FeatureSource):
 
         self.sample_rate = SAMPLE_RATE
 
-        # A mean of `factor` frames is centred between them.
-        first_centre = SPEAR_TIMING.first_centre + 0.5 * (factor - 1) / SPEAR_TIMING.rate_hz
-
-        self.timing = FrameTiming(SPEAR_TIMING.rate_hz / factor, first_centre)
+        self.timing = output_timing(model.config) if output_only else SPEAR_TIMING
 
         layer_dims = [dim for n, dim in zip(sizes.num_layers, sizes.encoder_dims, strict=True) for _ in range(n)]
 

@@ -24,6 +24,8 @@ ALLOWED = {
     "spear_plugin.models.spear": {"spear_plugin.nn", "spear_plugin.models.zipformer"},
     "spear_plugin.models.spidr": {"spear_plugin.nn"},
     "spear_plugin.models.downstream": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
+    "spear_plugin.models.lookup": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
+    "spear_plugin.interfaces": {"spear_plugin.models", "spear_plugin.nn"},
 }
 # The files of `recipes` itself are what recipes share.
 SHARED = {f"recipes.{path.stem}" for path in (ROOT / "recipes").glob("*.py")} - {"recipes.__init__"}

@@ -26,3 +26,5 @@ from spear_plugin.models.spear.released import ReleasedModelError as ReleasedMod
 from spear_plugin.models.spear.released import create_released_config as create_released_config
 from spear_plugin.models.spear.released import parse_released_config as parse_released_config
 from spear_plugin.models.spear.released import released_card as released_card
+from spear_plugin.models.spear.timing import SPEAR_TIMING as SPEAR_TIMING
+from spear_plugin.models.spear.timing import output_timing as output_timing

@@ -26,3 +26,4 @@ from spear_plugin.models.spidr.masker import SpanMasker as SpanMasker
 from spear_plugin.models.spidr.model import SpidrModel as SpidrModel
 from spear_plugin.models.spidr.output import SpidrFeatures as SpidrFeatures
 from spear_plugin.models.spidr.output import SpidrOutput as SpidrOutput
+from spear_plugin.models.spidr.timing import spidr_timing as spidr_timing
