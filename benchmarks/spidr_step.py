@@ -82,9 +82,10 @@ class TheirStep:
 
     def forward(self, waveforms: Tensor, mask: Tensor) -> Tensor:
         num_frames = mask.size(1)
+        indices = mask.nonzero()[:, 1].view(len(mask), -1)  # as many in each row
         # As their batches have it, also if nothing is padded.
         attention_mask = torch.ones(len(mask), 1, num_frames, num_frames, dtype=torch.bool)
-        loss: Tensor = self.model(waveforms, mask_indices=mask, attention_mask=attention_mask)[0]
+        loss: Tensor = self.model(waveforms, mask_indices=indices, attention_mask=attention_mask)[0]
         return loss.mean()
 
     def update(self, step_nr: int) -> None:
