@@ -158,7 +158,7 @@ def write_parquet(path: Path, audio: list[dict[str, object] | None], **options: 
 def test_a_parquet_file_of_others_is_read_unless_it_is_compressed(tmp_path: Path) -> None:
     first, second = (make_loose(tmp_path / name, 2).with_name("1.wav").read_bytes() for name in "ab")
     second = second[:-2] + b"\1\1"
-    audio = [
+    audio: list[dict[str, object] | None] = [
         {"bytes": first, "path": "one.wav"},
         {"bytes": second, "path": "/deep/two.wav"},
         {"bytes": first, "path": "again.wav"},  # in the dictionary, before the second
