@@ -204,6 +204,39 @@ def test_parquet_shards_are_tables_for_others(tmp_path: Path, monkeypatch: pytes
         assert read_member(tmp_path / "out" / "shard-00000.parquet" / audio["path"]) == audio["bytes"]
 
 
+def test_flac_of_16_bits_can_be_stored_as_wav(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (30_000, 2))
+    subtypes = {"a.flac": "PCM_16", "b.flac": "PCM_24", "c.wav": "PCM_16", "gone.flac": None, "d.FLAC": "PCM_16"}
+    for name, subtype in subtypes.items():
+        if subtype is not None:
+            soundfile.write(tmp_path / name, noise, 44_100, subtype=subtype, format=name[2:].upper())
+    (tmp_path / "e.flac").write_bytes(b"no flac")
+    names = [*subtypes, "e.flac"]
+    rows = [
+        ManifestRow(id=name, path=tmp_path / name, num_samples=30_000, sample_rate=44_100, domain="audio")
+        for name in names
+    ]
+    write_manifest(tmp_path / "m.tsv", rows)
+    arguments = [str(tmp_path / "out"), str(tmp_path / "m.tsv"), "--unpack-flac"]
+    main(arguments)
+    shard = tmp_path / "out" / "shard-00000.tar"
+    time = shard.stat().st_mtime_ns
+    main(arguments)
+
+    table = read_manifest(tmp_path / "out" / "manifest.tsv")
+    assert shard.stat().st_mtime_ns == time
+    assert [row.path.suffix for row in table] == [".wav", ".flac", ".wav", ".wav", ".flac"]
+    assert [row.id for row in table] == ["a.flac", "b.flac", "c.wav", "d.FLAC", "e.flac"]
+    for row in table[:4]:
+        assert (read_audio(row.path) == read_audio(tmp_path / row.id)).all()
+    assert "gone.flac" in (tmp_path / "out" / "failed.tsv").read_text()
+
+    content = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(content[:9_000] + bytes(9_000) + content[18_000:])
+    with pytest.raises(CorpusError, match=r"a\.flac: cannot be decoded"):
+        main([str(tmp_path / "again"), *arguments[1:]])
+
+
 def test_a_folder_named_like_an_archive_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.tar").mkdir()
     manifest = make_loose(tmp_path / "a.tar" / "loose", 1)
