@@ -3,8 +3,9 @@
 ``python -m benchmarks.data_pipeline [FOLDER]`` reads the audio files below FOLDER (without it, 200 generated flac
 files) at 16 kHz, each with 16 codes at 50 Hz, shuffled, in buckets of like lengths, padded to batches of 200 seconds.
 All sides work in one process without helpers and take turns; the median of the rounds' ratios counts. Audio seconds
-are counted without padding. Besides, our reader reads the same files from tar archives, as they are and unpacked, and libsndfile alone decodes
-them, which is the limit for what reads with it. lhotse comes with the extra ``bench``; without it, its row is left out.
+are counted without padding. Besides, our reader reads the same files from tar archives, as they are and unpacked, and
+libsndfile alone decodes them, which is the limit for what reads with it. lhotse comes with the extra ``bench``; without
+it, its row is left out.
 """
 
 from __future__ import annotations
