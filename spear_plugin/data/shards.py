@@ -148,17 +148,18 @@ class Shard:
 
     def verify(self) -> None:
         """Compare the columns with the checksum, once."""
-        if self._verified:
+        if not self._verified:
+            with self._lock:
+                self._verify()
+
+    def _verify(self) -> None:
+        if self._verified:  # meanwhile, by another thread
             return
 
-        with self._lock:
-            if self._verified:
-                return
+        if _checksum(self._batch) != self.checksum:
+            raise CodeStoreError(f"{self.path}: the shard is damaged: its checksum does not match. {REMAKE}")
 
-            if _checksum(self._batch) != self.checksum:
-                raise CodeStoreError(f"{self.path}: the shard is damaged: its checksum does not match. {REMAKE}")
-
-            self._verified = True
+        self._verified = True
 
 
 def _view_column(column: pa.Array) -> tuple[NDArray[np.int64], memoryview]:
