@@ -6,6 +6,7 @@ A format is known by the suffix of the file. Scanning finds the members, writing
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -49,6 +50,11 @@ class Member(NamedTuple):
 
     checksum: int
     """CRC-32 of its bytes."""
+
+    @property
+    def path(self) -> str:
+        """The name as part of a path that leads through the archive."""
+        return os.path.normpath(self.name).lstrip("/")
 
 
 Content: TypeAlias = Sequence[tuple[str, bytes]]

@@ -7,7 +7,6 @@ bytes. It is made by a scan when it is first missed.
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -167,7 +166,7 @@ class AudioShard:
 
     def _scan(self) -> None:
         try:
-            members = {os.path.normpath(member.name).lstrip("/"): member for member in scan_archive(self._path)}
+            members = {member.path: member for member in scan_archive(self._path)}
         except ArchiveError as ex:
             raise AudioError(self._path, str(ex), _REMAKE) from ex
 

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from recipes.corpus.console import CorpusError
+from recipes.corpus.manifest import main as write_manifest_of_folder
 from recipes.corpus.shards import main
 from spear_plugin.data import archives
 from spear_plugin.data.audio import AudioError, inspect_audio, read_audio
@@ -23,6 +24,7 @@ from spear_plugin.data.audio_shards import read_member
 from spear_plugin.data.dataset import SpearDatasetConfig, open_spear_dataset
 from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest, write_manifest
 from spear_plugin.data.options import ReaderOptions
+from spear_plugin.data.scan import AudioFolderError
 from tests.unit.data.common import STREAMS, make_corpus, make_gangs
 
 
@@ -235,6 +237,35 @@ def test_flac_of_16_bits_can_be_stored_as_wav(tmp_path: Path) -> None:
     (tmp_path / "a.flac").write_bytes(content[:9_000] + bytes(9_000) + content[18_000:])
     with pytest.raises(CorpusError, match=r"a\.flac: cannot be decoded"):
         main([str(tmp_path / "again"), *arguments[1:]])
+
+
+def test_archives_of_others_become_a_manifest(tmp_path: Path) -> None:
+    audio = make_loose(tmp_path / "loose", 1).with_name("0.wav").read_bytes()
+    folder = tmp_path / "corpus"
+    (folder / "deep").mkdir(parents=True)
+    with zipfile.ZipFile(folder / "deep" / "b.zip", "w") as archive:
+        archive.writestr("./x.wav", audio)
+        archive.writestr("x.json", "{}")
+        archive.writestr("bad.wav", b"RIFF")
+    write_parquet(folder / "a.parquet", [{"bytes": audio, "path": None}], compression="none")
+    arguments = [str(folder), str(tmp_path / "m.tsv"), "--domain", "audio", "--archives", "--workers", "1"]
+    write_manifest_of_folder(arguments)
+
+    rows = read_manifest(tmp_path / "m.tsv")
+    assert [(row.id, row.path) for row in rows] == [
+        ("a.parquet/000000000", folder / "a.parquet" / "000000000"),
+        ("deep/b.zip/x", folder / "deep" / "b.zip" / "x.wav"),
+    ]
+    assert all(read_audio(row.path).size == row.num_samples == 200_000 for row in rows)
+    assert "bad.wav" in (tmp_path / "m.bad.tsv").read_text()
+
+    (folder / "c.tar").write_bytes(b"nothing")
+    with pytest.raises(AudioFolderError, match=r"c\.tar: is no uncompressed tar archive.* Restore it, or move it"):
+        write_manifest_of_folder(arguments)
+    with pytest.raises(AudioFolderError, match=r"holds no archive with audio files\. Archives end in \.tar"):
+        write_manifest_of_folder([str(tmp_path / "loose"), *arguments[1:]])
+    with pytest.raises(AudioFolderError, match="there is no such folder"):
+        write_manifest_of_folder([str(tmp_path / "none"), *arguments[1:]])
 
 
 def test_a_folder_named_like_an_archive_is_a_folder(tmp_path: Path) -> None:
