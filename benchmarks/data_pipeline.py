@@ -2,13 +2,17 @@
 
 ``python -m benchmarks.data_pipeline [FOLDER]`` reads the audio files below FOLDER (without it, 200 generated flac
 files) at 16 kHz, each with 16 codes at 50 Hz, shuffled, in buckets of like lengths, padded to batches of 200 seconds.
-Both sides work in one process without helpers and take turns; the median round counts. Audio seconds are counted
-without padding. lhotse comes with the extra ``bench``; without it, its row is left out.
+All sides work in one process without helpers and take turns; the median of the rounds' ratios counts. Audio seconds
+are counted without padding. Besides, our reader reads the same files from tar archives, as they are and unpacked, and
+libsndfile alone decodes them, which is the limit for what reads with it. lhotse comes with the extra ``bench``; without
+it, its row is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import platform
 import statistics
 import tempfile
@@ -27,10 +31,11 @@ from fairseq2.gang import create_fake_gangs
 from rich.console import Console
 from rich.progress import track
 
+from recipes.corpus.shards import main as write_shards
 from spear_plugin.data.audio import AudioError, inspect_audio, resampled_length
 from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
 from spear_plugin.data.dataset import CorpusConfig, SpearDatasetConfig, open_spear_dataset
-from spear_plugin.data.manifest import ManifestRow, manifest_digest, write_manifest
+from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest, write_manifest
 from spear_plugin.data.options import ReaderOptions, StreamOptions
 
 SAMPLE_RATE: Final = 16_000
@@ -90,6 +95,7 @@ def make_codes(row: ManifestRow) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def iterate_ours(rows: list[ManifestRow], folder: Path) -> Iterator[Load]:
     """Yield the load of each batch of our reader."""
+    folder.mkdir()
     manifest = folder / "train.tsv"
     write_manifest(manifest, rows)
     identity = CodeStoreIdentity(
@@ -119,6 +125,29 @@ def iterate_ours(rows: list[ManifestRow], folder: Path) -> Iterator[Load]:
     for batches in dataset.create_reader("train", gangs, options=options):
         for batch in batches:
             yield Load(batch.seconds, batch.waveforms.numel() / SAMPLE_RATE)
+
+
+def iterate_shards(rows: list[ManifestRow], folder: Path, *options: str) -> Iterator[Load]:
+    """Yield the load of each batch of our reader from tar archives."""
+    folder.mkdir()
+    write_manifest(folder / "loose.tsv", rows)
+    with contextlib.redirect_stdout(io.StringIO()):
+        write_shards([str(folder / "shards"), str(folder / "loose.tsv"), *options])
+    yield from iterate_ours(list(read_manifest(folder / "shards" / "manifest.tsv")), folder / "reader")
+
+
+def iterate_unpacked(rows: list[ManifestRow], folder: Path) -> Iterator[Load]:
+    """Yield the load of each batch of our reader from tar archives that have FLAC as WAV."""
+    return iterate_shards(rows, folder, "--unpack-flac")
+
+
+def iterate_decoder(rows: list[ManifestRow], _: Path) -> Iterator[Load]:
+    """Yield each file, decoded by libsndfile and nothing else."""
+    generator = np.random.default_rng(0)
+    while True:
+        for index in generator.permutation(len(rows)):
+            soundfile.read(rows[index].path, dtype="float32")
+            yield Load(rows[index].duration, rows[index].duration)
 
 
 def iterate_lhotse(rows: list[ManifestRow], folder: Path) -> Iterator[Load]:
@@ -173,9 +202,15 @@ def main() -> None:
             generate_corpus(folder)
 
         rows = list_rows(folder.resolve())
-        sides = {"ours": iterate_ours(rows, scratch)}
+        makers = {
+            "ours": iterate_ours,
+            "ours, tar archives": iterate_shards,
+            "ours, tar archives with --unpack-flac": iterate_unpacked,
+            "libsndfile alone": iterate_decoder,
+        }
         if find_spec("lhotse") is not None:
-            sides["lhotse"] = iterate_lhotse(rows, scratch)
+            makers["lhotse"] = iterate_lhotse
+        sides = {name: make(rows, scratch / name) for name, make in makers.items()}
 
         results: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for round_number in track(range(arguments.rounds + 1), "Rounds", console=Console(stderr=True), transient=True):
@@ -193,12 +228,14 @@ def print_table(rows: list[ManifestRow], results: dict[str, list[tuple[float, fl
     hours = sum(row.duration for row in rows) / 3600
     print(f"{platform.machine()}, one process, Python {platform.python_version()}, {versions}")
     print(f"{len(rows)} files, {hours:.2f} hours\n")
-    print("| side | audio seconds per processor second | rounds from - to | audio in a batch, rest is padding |")
-    print("|---|---|---|---|")
+    print("| side | audio seconds per processor second | from - to | of lhotse's | from - to | audio in a batch |")
+    print("|---|---|---|---|---|---|")
     for name, rounds in results.items():
         speeds, shares = zip(*rounds, strict=True)
         spread = f"{min(speeds):,.0f} - {max(speeds):,.0f}"
-        print(f"| {name} | {statistics.median(speeds):,.0f} | {spread} | {statistics.median(shares):.0%} |")
+        ratios = [mine / others for mine, (others, _) in zip(speeds, results.get("lhotse", rounds), strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f} - {max(ratios):.2f}"
+        print(f"| {name} | {statistics.median(speeds):,.0f} | {spread} | {ratio} | {statistics.median(shares):.0%} |")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Generic, Protocol, TypeVar, final
 
+import numpy as np
 from fairseq2.logging import log
 from fairseq2.recipe.base import RecipeContext
 from typing_extensions import override
@@ -13,7 +14,61 @@ from typing_extensions import override
 from recipes.failures import FailureLists, shard_name
 from recipes.parts import CLAIM_FILE, WHOLE, Part, claim_completion
 from recipes.tasks import StoppableTask, WorkClock
-from spear_plugin.data.manifest import ManifestRow
+from spear_plugin.data.manifest import ManifestRow, ManifestTable, Seconds
+
+_ROWS_AT_ONCE: Final = 1 << 20
+
+
+@final
+class RowShards:
+    """A manifest in blocks of consecutive rows, the shards; rows are read from the file when they are asked for."""
+
+    def __init__(self, rows: ManifestTable, firsts: Sequence[int]) -> None:
+        """Cut the manifest at the ``firsts`` rows of its shards."""
+        self.rows = rows
+        self._ends = np.array([*firsts, len(rows)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self._ends.size - 1
+
+    def __getitem__(self, index: int) -> list[ManifestRow]:
+        return self.rows[self._slice(index)]
+
+    def num_rows(self, index: int) -> int:
+        """Return the number of rows of a shard."""
+        return int(self._ends[index + 1] - self._ends[index])
+
+    def seconds(self, index: int) -> Seconds:
+        """Return the audio of a shard."""
+        block = self._slice(index)
+
+        return float((self.rows.num_samples[block] / self.rows.sample_rates[block]).sum())
+
+    def _slice(self, index: int) -> slice:
+        return slice(int(self._ends[index]), int(self._ends[index + 1]))
+
+
+def cut_by_number(rows: ManifestTable, size: int) -> RowShards:
+    """Cut a manifest into shards of ``size`` rows; the last may have fewer."""
+    return RowShards(rows, range(0, len(rows), size))
+
+
+def cut_by_seconds(rows: ManifestTable, max_seconds: Seconds) -> RowShards:
+    """Cut a manifest into shards of at most ``max_seconds`` of audio; a longer file is a shard of its own."""
+    firsts: list[int] = []
+    seconds = 0.0
+    for index, duration in enumerate(_durations(rows)):
+        seconds += duration
+        if not firsts or seconds > max_seconds:
+            firsts.append(index)
+            seconds = duration
+    return RowShards(rows, firsts)
+
+
+def _durations(rows: ManifestTable) -> Iterator[Seconds]:
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(first, first + _ROWS_AT_ONCE)
+        yield from (rows.num_samples[block] / rows.sample_rates[block]).tolist()
 
 
 class ShardWriter(Protocol):
@@ -32,12 +87,12 @@ WriterT = TypeVar("WriterT", bound=ShardWriter)
 class ShardTask(StoppableTask, Generic[WriterT]):
     """Writes a store in shards; of those of its part, process ``r`` of ``n`` takes number ``r``, ``r + n``, ..."""
 
-    def __init__(self, context: RecipeContext, shards: list[list[ManifestRow]], *, part: Part, activity: str) -> None:
+    def __init__(self, context: RecipeContext, shards: RowShards, *, part: Part, activity: str) -> None:
         """Prepare the work.
 
         Args:
             context: Of the recipe; the store is its output folder.
-            shards: The rows of the manifest in shards.
+            shards: The manifest in shards.
             part: Which of them this job makes.
             activity: What is done to the files, for the progress bar.
         """
@@ -88,13 +143,13 @@ class ShardTask(StoppableTask, Generic[WriterT]):
         if len(pending) < len(mine):
             log.info("{} of {} shards are there already.", len(mine) - len(pending), len(mine))
 
-        num_rows = sum(len(self._shards[index]) for index in pending)
-        clock = WorkClock(sum(row.duration for index in pending for row in self._shards[index]))
+        num_rows = sum(self._shards.num_rows(index) for index in pending)
+        clock = WorkClock(sum(self._shards.seconds(index) for index in pending))
         with self._progress_reporter.create_task(f"{self._activity} (files)", total=num_rows) as progress:
             for index in pending:
                 self._make_shard(writer, index, progress.step)
                 self.count_step()
-                pace = clock.advance(sum(row.duration for row in self._shards[index]))
+                pace = clock.advance(self._shards.seconds(index))
                 log.info("Shard {} of {} written; {}.", index + 1, len(self._shards), pace)
         return clock if pending else None
 

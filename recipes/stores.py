@@ -5,7 +5,7 @@ Letters: N batch, S samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -20,11 +20,11 @@ from typing_extensions import override
 
 from recipes.common import check_failures, read_batches
 from recipes.parts import PartedCorpusSection
-from recipes.shards import ShardTask
+from recipes.shards import RowShards, ShardTask
 from recipes.tasks import WorkClock
 from spear_plugin.data.feature_writer import FeatureStoreWriter, StoredFeatures
 from spear_plugin.data.features import FeatureStoreMeta
-from spear_plugin.data.manifest import ManifestRow, Seconds
+from spear_plugin.data.manifest import ManifestRow
 
 
 @dataclass(kw_only=True)
@@ -63,28 +63,14 @@ class FeatureMaker(Protocol):
         """Return what is stored, on the CPU, of each of the ``waveforms`` (N, S), zero beyond ``lengths`` (N,)."""
 
 
-def make_shards(rows: Sequence[ManifestRow], max_seconds: Seconds) -> list[list[ManifestRow]]:
-    """Cut the rows into blocks of at most ``max_seconds`` of audio; a longer file is a block of its own."""
-    shards: list[list[ManifestRow]] = []
-    seconds = 0.0
-    for row in rows:
-        seconds += row.duration
-        if not shards or seconds > max_seconds:
-            shards.append([])
-            seconds = row.duration
-        shards[-1].append(row)
-    return shards
-
-
 class StoreTask(ShardTask[FeatureStoreWriter]):
     """Writes the feature store of a manifest."""
 
     def __init__(
         self,
         context: RecipeContext,
-        rows: Sequence[ManifestRow],
         section: StoreCorpusSection,
-        shards: list[list[ManifestRow]],
+        shards: RowShards,
         meta: FeatureStoreMeta,
         maker: FeatureMaker,
     ) -> None:
@@ -92,16 +78,14 @@ class StoreTask(ShardTask[FeatureStoreWriter]):
 
         Args:
             context: Of the recipe; the store is its output folder.
-            rows: The manifest.
-            section: How it is read.
-            shards: The rows in shards, as many as ``meta`` says.
+            section: How the corpus is read.
+            shards: The manifest in shards, as many as ``meta`` says.
             meta: What is stored.
             maker: Makes it.
         """
         super().__init__(context, shards, part=section.own_part, activity="extract")
         self._section = section
         self._maker = maker
-        self._ids = [row.id for row in rows]
         self._meta = meta
 
     def write_results(self, folder: Path) -> None:
@@ -109,7 +93,7 @@ class StoreTask(ShardTask[FeatureStoreWriter]):
 
     @override
     def _open_writer(self) -> FeatureStoreWriter:
-        return FeatureStoreWriter(self._folder, self._meta, self._ids)
+        return FeatureStoreWriter(self._folder, self._meta, (row.id for row in self._shards.rows))
 
     @override
     def _make_shards(self, writer: FeatureStoreWriter) -> WorkClock | None:

@@ -17,7 +17,7 @@ from recipes.corpus.scan import bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.splits import place
 from spear_plugin.data.files import abbreviate
 from spear_plugin.data.manifest import DOMAINS, ManifestRow, write_manifest
-from spear_plugin.data.scan import BadFile, Clip, find_audio_files, name_files
+from spear_plugin.data.scan import BadFile, Clip, find_archived_files, find_audio_files, name_files
 
 _EXAMPLES: Final = """\
 examples:
@@ -76,6 +76,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="searched with all folders below it")
     parser.add_argument("out", metavar="OUT.tsv", type=Path, help="the manifest to write")
     parser.add_argument("--domain", required=True, choices=DOMAINS, help="decides which teacher's codes are learnt")
+    parser.add_argument("--archives", action="store_true", help="list what is in tar, zip and Parquet files instead")
     parser.add_argument("--text-from", metavar="SOURCE", help="'sidecar' (a.txt beside a.wav) or a table (.tsv, .csv)")
     names = f"{', '.join(_NAME_SOURCES)}, or a table (.tsv, .csv)"
     parser.add_argument("--label-from", metavar="SOURCE", help=names)
@@ -105,8 +106,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _list_clips(options: argparse.Namespace) -> list[Clip]:
     folder = options.folder.absolute()
 
-    ids = name_files(find_audio_files(folder), folder)
-
+    find = find_archived_files if options.archives else find_audio_files
+    ids = name_files(find(folder), folder)
     texts = _read_texts(options.text_from, ids, folder)
 
     labels = _read_names("--label-from", options.label_from, ids, folder)

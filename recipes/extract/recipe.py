@@ -13,7 +13,8 @@ from recipes.extract.config import ExtractConfig
 from recipes.extract.corpus import find_manifest
 from recipes.feature_sources import FeatureSource
 from recipes.features import open_source
-from recipes.stores import FeatureMaker, StoreTask, make_shards
+from recipes.shards import cut_by_seconds
+from recipes.stores import FeatureMaker, StoreTask
 from spear_plugin.data.feature_writer import StoredFeatures
 from spear_plugin.data.features import FeatureStoreMeta
 from spear_plugin.data.manifest import read_manifest, rows_digest
@@ -29,7 +30,7 @@ class ExtractRecipe(Recipe):
         source = open_source(config.source, device=context.device, output_only=config.layers == "last")
         layers = choose_layers(config.layers, source)
         rows = read_manifest(find_manifest(config.corpus, context.output_dir, context.gangs.root))
-        shards = make_shards(rows, config.corpus.max_shard_seconds)
+        shards = cut_by_seconds(rows, config.corpus.max_shard_seconds)
         meta = FeatureStoreMeta(
             source=source.identity,
             layers=layers if config.layers != "last" else "last",
@@ -43,7 +44,7 @@ class ExtractRecipe(Recipe):
             max_shard_seconds=config.corpus.max_shard_seconds,
             num_shards=len(shards),
         )
-        return StoreTask(context, rows, config.corpus, shards, meta, LayerMaker(source, layers, meta))
+        return StoreTask(context, config.corpus, shards, meta, LayerMaker(source, layers, meta))
 
     @property
     @override

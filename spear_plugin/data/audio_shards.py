@@ -1,4 +1,4 @@
-"""Audio files inside uncompressed tar archives, read at random places.
+"""Audio files inside archives (tar, zip, Parquet), read at random places.
 
 A path leads through the archive as if it were a folder: ``shards/shard-00000.tar/000000017.flac``. Beside it lies
 ``shard-00000.tar.index``, an npz file with a row for each member: hash of the name, place, size and CRC-32 of its
@@ -7,25 +7,23 @@ bytes. It is made by a scan when it is first missed.
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Final, final
 
 import numpy as np
 import pyarrow as pa
 
+from spear_plugin.data.archives import ARCHIVE_FORMATS, ArchiveError, scan_archive
 from spear_plugin.data.audio_error import AudioError
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.text_fields import Bytes, Hashes, Places, fields_equal, hash_fields, hash_text
 
-SHARD_SUFFIX: Final = ".tar"
-
-_INSIDE: Final = f"{SHARD_SUFFIX}/"
+_INSIDE: Final = re.compile("|".join(re.escape(f"{suffix}/") for suffix in ARCHIVE_FORMATS))
 
 _INDEX_SUFFIX: Final = ".index"
 
@@ -41,28 +39,28 @@ def read_member(path: Path) -> bytes | None:
     """
     text = path.as_posix()
 
-    if (end := text.find(_INSIDE)) < 0 or path.is_file():
-        return None
+    for inside in _INSIDE.finditer(text):
+        shard = Path(text[: inside.end() - 1])
 
-    shard = Path(text[: end + len(SHARD_SUFFIX)])
-    size = shard.stat().st_size if shard.is_file() else None
+        try:
+            status = shard.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise AudioError(path, "its shard is missing", _REMAKE) from None
 
-    if size is None:
-        raise AudioError(path, "its shard is missing", _REMAKE)
+        if not S_ISDIR(status.st_mode):
+            return _open_shard(shard, status.st_size).read(path, text[inside.end() :])
 
-    return _open_shard(shard, size).read(path, text[end + len(_INSIDE) :])
+    return None
 
 
 def write_audio_shard(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
     """Write a shard and its index atomically and compare what lies on the disk; the same members give the same bytes.
 
+    :param path: Its suffix, one of those in ``ARCHIVE_FORMATS``, says in which format.
     :raises AudioError: If the disk gives back other bytes.
     """
-    with atomic_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
+    with atomic_file(path) as temporary:
+        ARCHIVE_FORMATS[path.suffix].write(temporary, members)
 
     _index_path(path).unlink(missing_ok=True)  # of an older shard
     _open_shard.cache_clear()
@@ -86,21 +84,27 @@ def hash_shards(data: Bytes, block: bytes, starts: Places, ends: Places) -> Hash
 
     :param data: The bytes of ``block``, in which paths begin at ``starts`` and end at ``ends``, in order.
     """
-    inside_shard = _INSIDE.encode()
     hashes = np.zeros(starts.size, dtype=np.uint64)
+    markers = [marker for suffix in ARCHIVE_FORMATS if (marker := f"{suffix}/".encode()) in block]
 
-    if inside_shard not in block:
+    if not markers:
         return hashes
 
-    (places,) = np.nonzero(data == inside_shard[-1])
-    places = places[places >= len(inside_shard)] - len(inside_shard) + 1
-    places = places[fields_equal(data, places, places + len(inside_shard), inside_shard)]
+    places = np.sort(np.concatenate([_find_all(data, marker) for marker in markers]))
     rows: Places = np.asarray(np.searchsorted(starts, places, "right")) - 1
     inside = (rows >= 0) & (places < ends[rows])
     sharded, first = np.unique(rows[inside], return_index=True)
     hashes[sharded] = hash_fields(data, starts[sharded], places[inside][first])
 
     return hashes
+
+
+def _find_all(data: Bytes, text: bytes) -> Places:
+    """Return where the text begins in the data."""
+    (ends,) = np.nonzero(data == text[-1])
+    places: Places = ends[ends >= len(text)] - len(text) + 1
+
+    return places[fields_equal(data, places, places + len(text), text)]
 
 
 @final
@@ -161,20 +165,13 @@ class AudioShard:
         return content
 
     def _scan(self) -> None:
-        rows = []
-
         try:
-            with tarfile.open(self._path, "r:") as archive:
-                for member in archive:
-                    if member.isfile():
-                        content = bytes(self._file.read_at(member.size, member.offset_data))
-                        if len(content) < member.size:
-                            raise AudioError(self._path, "the shard is cut off", _REMAKE)
-                        name = hash_text(os.path.normpath(member.name))
-                        rows.append((name, member.offset_data, member.size, zlib.crc32(content)))
-        except tarfile.TarError as ex:
-            raise AudioError(self._path, f"is no uncompressed tar archive, or damaged ({ex})", _REMAKE) from ex
+            members = {member.path: member for member in scan_archive(self._path)}
+        except ArchiveError as ex:
+            raise AudioError(self._path, str(ex), _REMAKE) from ex
 
+        # Of members of one name the last counts, as where an archive is unpacked.
+        rows = [(hash_text(name), *member[1:]) for name, member in members.items()]
         rows.sort()
         names, places, sizes, checksums = zip(*rows, strict=True) if rows else ((), (), (), ())
         self._names, self._places = np.array(names, dtype=np.uint64), np.array(places, dtype=np.int64)
@@ -193,7 +190,7 @@ class AudioShard:
         try:
             with atomic_file(_index_path(self._path)) as temporary, temporary.open("wb") as stream:
                 np.savez(stream, **arrays)
-        except PermissionError:  # then it is scanned again by the next process
+        except OSError:  # no right to write, or no room: then the next process scans it again
             return
 
 

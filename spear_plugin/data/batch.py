@@ -151,10 +151,10 @@ def create_spear_batch(
     """
     seq_lens = [example.waveform.shape[0] for example in examples]
     domain_numbers = [DOMAINS.index(example.domain) for example in examples]
-    waveforms = np.zeros((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
+    waveforms = np.empty((len(examples), max(seq_lens)), dtype=np.float32)  # (N, S)
 
-    for row, example in zip(waveforms, examples, strict=True):
-        row[: example.waveform.shape[0]] = example.waveform
+    for row, example, length in zip(waveforms, examples, seq_lens, strict=True):
+        row[:length], row[length:] = example.waveform, 0.0
 
     return SpearBatch(
         waveforms=torch.from_numpy(waveforms),

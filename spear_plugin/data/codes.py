@@ -110,7 +110,7 @@ class CodeStoreWriter:
 
         IdIndex(self.folder, shards)
 
-        for leftover in self.folder.glob(".*.tmp"):  # of workers that were killed
+        for leftover in self.folder.rglob(".*.tmp"):  # of workers that were killed
             leftover.unlink(missing_ok=True)
 
         _write_json(self.folder / COMPLETE_FILE, {"shards": {shard.path.name: shard.checksum for shard in shards}})

@@ -6,7 +6,7 @@ Letters: L layers, T frames, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import final
@@ -45,10 +45,10 @@ class StoredFeatures:
 class FeatureStoreWriter:
     """Writes a store shard by shard; several processes may write different shards of one folder at the same time."""
 
-    def __init__(self, folder: Path, meta: FeatureStoreMeta, ids: Sequence[str]) -> None:
+    def __init__(self, folder: Path, meta: FeatureStoreMeta, ids: Iterable[str]) -> None:
         """Start a store, or go on with one of the same features.
 
-        :param ids: Of all shards.
+        :param ids: Of all shards; looked at only where they name files.
         :raises FeatureStoreError: If the folder holds other features, or an id cannot name a file where it has to.
         """
         self._folder = folder
@@ -150,7 +150,7 @@ def _check_same_meta(path: Path, meta: FeatureStoreMeta) -> None:
         )
 
 
-def _check_file_names(ids: Sequence[str]) -> None:
+def _check_file_names(ids: Iterable[str]) -> None:
     for id_ in ids:
         parts = PurePosixPath(id_).parts
         if id_ != "/".join(parts) or ".." in parts or id_.startswith("/"):

@@ -9,11 +9,18 @@ A relative path is relative to the manifest's folder, so that a corpus can be mo
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from spear_plugin.data.files import atomic_file
 from spear_plugin.data.manifest_lines import (
+    COLUMNS,
     DOMAINS,
     LABEL_SEPARATOR,
     OPTIONAL_COLUMNS,
@@ -57,24 +64,47 @@ def read_manifest(path: Path) -> ManifestTable:
 def write_manifest(path: Path, rows: Iterable[ManifestRow]) -> None:
     """Write a manifest atomically; optional columns that no row uses are left out.
 
-    Paths in the manifest's folder or in its parent are written relative to the folder, others as they are.
+    Paths in the manifest's folder or in its parent are written relative to the folder, others as they are. Rows may
+    come one by one: 8 bytes of each stay in memory.
 
     :raises ManifestError: If an id occurs twice, or a field holds a tab or a line break.
     """
-    rows = list(rows)
-    used = [name for name in OPTIONAL_COLUMNS if any(getattr(row, name) for row in rows)]
-    columns = (*REQUIRED_COLUMNS, *used)
-    ids: set[str] = set()
+    hashes, used = array("q"), set(REQUIRED_COLUMNS)
 
-    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write("\t".join(columns) + "\n")
-
+    # Which columns are used is known at the end.
+    with TemporaryFile("w+", encoding="utf-8", newline="\n", dir=path.parent) as draft:
         for line_number, row in enumerate(rows, start=2):
-            if row.id in ids:
-                fail(path, line_number, "id", f"ids must be unique, but '{row.id}' occurs twice")
+            hashes.append(hash(row.id))
+            used.update(name for name in OPTIONAL_COLUMNS if getattr(row, name))
+            draft.write("\t".join(format_field(path, line_number, row, name) for name in COLUMNS) + "\n")
 
-            ids.add(row.id)
-            stream.write("\t".join(format_field(path, line_number, row, name) for name in columns) + "\n")
+        _check_unique(path, draft, np.array(hashes, dtype=np.int64))
+        chosen = [index for index, name in enumerate(COLUMNS) if name in used]
+        draft.seek(0)
+
+        with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write("\t".join(COLUMNS[index] for index in chosen) + "\n")
+
+            for line in draft:
+                values = line.removesuffix("\n").split("\t")
+                stream.write("\t".join(values[index] for index in chosen) + "\n")
+
+
+def _check_unique(path: Path, draft: TextIO, hashes: NDArray[np.int64]) -> None:
+    hashes.sort()
+
+    if not (repeated := set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())):
+        return
+
+    ids = set()
+    draft.seek(0)
+
+    for line_number, line in enumerate(draft, start=2):
+        if hash(id_ := line.split("\t", 1)[0]) in repeated:
+            if id_ in ids:
+                fail(path, line_number, "id", f"ids must be unique, but '{id_}' occurs twice")
+
+            ids.add(id_)
 
 
 def manifest_digest(path: Path) -> str:

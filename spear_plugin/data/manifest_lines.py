@@ -116,7 +116,7 @@ def parse_line(path: Path, folder: Path, line_number: int, columns: list[str], l
 
     return ManifestRow(
         id=record["id"],
-        path=Path(os.path.normpath(folder / record["path"])),
+        path=Path(os.path.normpath(os.path.join(folder, record["path"]))),  # noqa: PTH118 (half the time of pathlib)
         num_samples=_parse_count(path, line_number, "num_samples", record["num_samples"]),
         sample_rate=_parse_count(path, line_number, "sample_rate", record["sample_rate"]),
         domain=domain,

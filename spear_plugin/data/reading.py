@@ -126,8 +126,8 @@ class BatchLoader:
         return masker.draw([example.waveform.size for example in examples], torch.Generator().manual_seed(seed))
 
     def _read(self, piece: _Piece, length: int) -> SpearExample | None:
-        corpus, row = piece.corpus, piece.row
-        start = self._find_start(piece, length)
+        corpus, row = piece.corpus, piece.row  # read from the manifest here
+        start = self._find_start(piece, row, length)
 
         try:
             return SpearExample(
@@ -146,9 +146,9 @@ class BatchLoader:
 
             return None
 
-    def _find_start(self, piece: _Piece, length: int) -> int:
+    def _find_start(self, piece: _Piece, row: ManifestRow, length: int) -> int:
         """Return where an example begins, in samples."""
-        corpus, row = piece.corpus, piece.row
+        corpus = piece.corpus
 
         if not self._options.crop:
             return int(corpus.segments.starts[piece.segment])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
+from spear_plugin.data.archives import ARCHIVE_FORMATS, ArchiveError, scan_archive
 from spear_plugin.data.audio import AudioError, inspect_audio
 from spear_plugin.data.manifest import Domain, ManifestRow
 
@@ -49,15 +50,43 @@ def find_audio_files(folder: Path) -> list[Path]:
 
     :raises AudioFolderError: If the folder is missing or holds no such file.
     """
-    if not folder.is_dir():
-        raise AudioFolderError(f"{folder}: there is no such folder. Name the folder that holds the audio files.")
-
+    _check_folder(folder)
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
 
     if not paths:
         raise AudioFolderError(f"{folder}: holds no audio file. Known endings are {' '.join(sorted(AUDIO_SUFFIXES))}.")
 
     return paths
+
+
+def find_archived_files(folder: Path) -> list[Path]:
+    """Return the audio in the tar, zip and Parquet archives below a folder, as paths that lead through them, sorted.
+
+    :raises AudioFolderError: If the folder is missing or holds no such audio, or an archive cannot be used.
+    """
+    _check_folder(folder)
+    archives = sorted(path for path in folder.rglob("*") if path.suffix in ARCHIVE_FORMATS and path.is_file())
+
+    if not (paths := [path for archive in archives for path in _list_members(archive)]):
+        known = " ".join(ARCHIVE_FORMATS)
+        raise AudioFolderError(f"{folder}: holds no archive with audio files. Archives end in {known}.")
+
+    return paths
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise AudioFolderError(f"{folder}: there is no such folder. Name the folder that holds the audio files.")
+
+
+def _list_members(archive: Path) -> list[Path]:
+    try:
+        paths = sorted({archive / member.path for member in scan_archive(archive)})
+    except ArchiveError as ex:
+        raise AudioFolderError(f"{archive}: {ex}. Restore it, or move it elsewhere.") from ex
+
+    # All that is in a Parquet file's column of audio is audio, however it is named.
+    return [path for path in paths if archive.suffix == ".parquet" or path.suffix.lower() in AUDIO_SUFFIXES]
 
 
 def name_files(paths: Sequence[Path], folder: Path) -> dict[Path, str]:

@@ -28,7 +28,7 @@ class FrameClock:
 
     def num_frames(self, num_samples: int) -> int:
         """Return int(duration * rate), as the authors cut codes (spec, section 4, target/student alignment)."""
-        return math.floor(num_samples * self.frames_per_sample)
+        return num_samples * self.frames_per_sample.numerator // self.frames_per_sample.denominator
 
     @property
     def grid(self) -> int:

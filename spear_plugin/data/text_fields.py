@@ -26,7 +26,10 @@ _WORD: Final = 8
 _MAX_DIGITS: Final = 18
 """So many always fit into 64 bits."""
 
-_MULTIPLIER: Final = np.uint64(0x9E37_79B9_7F4A_7C15)
+_PLAIN_MULTIPLIER: Final = 0x9E37_79B9_7F4A_7C15
+_MULTIPLIER: Final = np.uint64(_PLAIN_MULTIPLIER)
+
+_WORD_MASK: Final = (1 << 64) - 1
 
 _WORD_MASKS: Final = np.array([(1 << 8 * size) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
 """Keep the first bytes of a little-endian word."""
@@ -91,9 +94,14 @@ def hash_fields(data: Bytes, starts: Places, ends: Places) -> Hashes:
 
 
 def hash_text(text: str) -> np.uint64:
-    """Return the hash that :func:`hash_fields` gives a field."""
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    return np.uint64(hash_fields(data, np.zeros(1, dtype=np.int64), np.array([data.size]))[0])
+    """Return the hash that :func:`hash_fields` gives a field; for one, integers are faster than arrays."""
+    data = text.encode()
+    hash_ = len(data) * _PLAIN_MULTIPLIER & _WORD_MASK
+    for place in range(0, len(data), _WORD):
+        word = int.from_bytes(data[place : place + _WORD], "little")
+        mixed = (hash_ ^ word) * _PLAIN_MULTIPLIER & _WORD_MASK
+        hash_ = mixed ^ mixed >> 32
+    return np.uint64(hash_)
 
 
 def join_fields(data: Bytes, starts: Places, ends: Places) -> Bytes:

@@ -12,10 +12,10 @@ from typing_extensions import override
 
 from recipes.common import EmbeddedUtterance, check_failures, embed_corpus
 from recipes.mvq.encode.config import MvqEncodeConfig
-from recipes.shards import ShardTask
+from recipes.shards import ShardTask, cut_by_number
 from recipes.targets import TargetSource, load_target_source
 from spear_plugin.data.codes import CodeStore, CodeStoreWriter, StoredCodes
-from spear_plugin.data.manifest import ManifestRow, manifest_digest, read_manifest
+from spear_plugin.data.manifest import ManifestTable, read_manifest, rows_digest
 
 
 @final
@@ -26,7 +26,7 @@ class MvqEncodeRecipe(Recipe):
     def create_task(self, context: RecipeContext) -> Task:
         config = context.get_config_as(MvqEncodeConfig)
 
-        rows = list(read_manifest(config.corpus.manifest_path))
+        rows = read_manifest(config.corpus.manifest_path)
         source = load_target_source(config.teacher, config.quantizer, device=context.device)
 
         return MvqEncodeTask(context, rows, source)
@@ -41,15 +41,14 @@ class MvqEncodeRecipe(Recipe):
 class MvqEncodeTask(ShardTask[CodeStoreWriter]):
     """Encodes the manifest."""
 
-    def __init__(self, context: RecipeContext, rows: list[ManifestRow], source: TargetSource) -> None:
+    def __init__(self, context: RecipeContext, rows: ManifestTable, source: TargetSource) -> None:
         config = context.get_config_as(MvqEncodeConfig)
-        size = config.corpus.rows_per_shard
-        shards = [rows[start : start + size] for start in range(0, len(rows), size)]
+        shards = cut_by_number(rows, config.corpus.rows_per_shard)
         super().__init__(context, shards, part=config.corpus.own_part, activity="encode")
         self._section = config.corpus
         self._teacher = source.teacher
         self._quantizer = source.quantizer
-        self._identity = source.identity(manifest=manifest_digest(config.corpus.manifest_path))
+        self._identity = source.identity(manifest=rows_digest(rows))
         if (num_threads := config.common.torch.num_threads) is not None:
             # fairseq2 lets OMP_NUM_THREADS win; codes must not depend on where they were made.
             torch.set_num_threads(num_threads)
@@ -95,12 +94,11 @@ class MvqEncodeTask(ShardTask[CodeStoreWriter]):
         writer.finish()
         num_failures = self._failures.merge()
         store = CodeStore(self._folder)
-        num_rows = sum(len(shard) for shard in self._shards)
         log.info(
             "{}: codes of {:,} of {:,} files, {} codebooks at {:g} Hz.",
             self._folder,
             len(store),
-            num_rows,
+            len(self._shards.rows),
             self._identity.num_codebooks,
             self._identity.frame_rate_hz,
         )

@@ -16,6 +16,7 @@ from typing_extensions import override
 from recipes.feature_sources import FeatureSource, SpearSource, SpidrSource
 from recipes.features import open_source
 from recipes.models import find_card, load_encoder, weights_digest
+from recipes.shards import cut_by_seconds
 from recipes.spidr.units.config import SpidrUnitsConfig
 from recipes.spidr.units.kmeans import KMEANS_FILE, fit_clusters, read_clusters, write_clusters
 from recipes.spidr.units.maker import (
@@ -26,10 +27,10 @@ from recipes.spidr.units.maker import (
     SourceReader,
     UnitMaker,
 )
-from recipes.stores import FeatureMaker, StoreTask, make_shards
+from recipes.stores import FeatureMaker, StoreTask
 from spear_plugin.data.features import FeatureStore, FeatureStoreMeta
 from spear_plugin.data.files import atomic_file
-from spear_plugin.data.manifest import ManifestRow, read_manifest, rows_digest
+from spear_plugin.data.manifest import ManifestRow, ManifestTable, read_manifest, rows_digest
 from spear_plugin.models.spear import SPEAR_FAMILY
 from spear_plugin.models.spidr import SPIDR_FAMILY, SpidrModel
 
@@ -94,13 +95,13 @@ def _open_source_reader(source: FeatureSource, config: SpidrUnitsConfig) -> tupl
 def _create_task(
     context: RecipeContext,
     config: SpidrUnitsConfig,
-    rows: Sequence[ManifestRow],
+    rows: ManifestTable,
     reader: FrameReader,
     maker: FeatureMaker,
     source: str,
     num_units: int | None,
 ) -> Task:
-    shards = make_shards(rows, config.corpus.max_shard_seconds)
+    shards = cut_by_seconds(rows, config.corpus.max_shard_seconds)
     is_of_units = config.content == "units"
     meta = FeatureStoreMeta(
         source=source,
@@ -117,7 +118,7 @@ def _create_task(
         num_units=num_units,
     )
     kls = UnitsTask if is_of_units else StoreTask
-    return kls(context, rows, config.corpus, shards, meta, maker)
+    return kls(context, config.corpus, shards, meta, maker)
 
 
 @final

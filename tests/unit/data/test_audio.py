@@ -85,6 +85,17 @@ def test_formats_that_libsndfile_does_not_know_are_read(
     np.testing.assert_array_equal(read_audio(path, start=0.25, duration=0.5), waveform[RATE // 4 :][: RATE // 2])
 
 
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "FLOAT"])
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
+def test_wav_gives_the_numbers_of_libsndfile(tmp_path: Path, container: str, subtype: str) -> None:
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, 2_000)
+    noise[:2] = -1.0, 1.0
+    soundfile.write(tmp_path / "a.wav", noise, RATE, subtype=subtype, format=container)
+    waveform = read_audio(tmp_path / "a.wav")
+    assert waveform.dtype == np.float32
+    assert (waveform == soundfile.read(tmp_path / "a.wav", dtype="float32")[0]).all()
+
+
 @pytest.mark.parametrize(("suffix", "subtype"), {**LOSSLESS, **LOSSY}.items())
 def test_a_segment_equals_the_slice_of_the_whole(tmp_path: Path, suffix: str, subtype: str) -> None:
     path = write(tmp_path / f"a.{suffix}", make_tone(3.0), subtype=subtype)
