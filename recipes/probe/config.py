@@ -43,15 +43,15 @@ class SourceSection(NamedFeatureSection):
 class HeadSection(Validatable):
     """How heads are trained, of all kinds but ``frames`` and ``clips``."""
 
-    learning_rates: list[float] = field(default_factory=lambda: [1e-2, 1e-3])
+    learning_rates: list[float] = field(default_factory=lambda: [1e-2, 3e-3])
     """Of Adam; a head is trained with each, and validation chooses."""
 
     max_epochs: int = 60
 
-    patience: int = 10
+    patience: int = 15
     """Epochs without a better validation score before training ends."""
 
-    batch_size: int = 32
+    batch_size: int = 16
     """Items in a step."""
 
     num_batch_frames: int = 512

@@ -86,7 +86,6 @@ class CtcTask(ProbeTask):
         num_phones = sum(len(self.sequences[item]) for item in valid.tolist())
 
         def score(head: LayerHead) -> Score:
-            # Before it says anything, a head has an error rate of 1 whatever it has learnt.
             error_rate = sum(self._count_errors(head, x, valid.tolist())) / num_phones
             return -error_rate, -self._loss(head, x, valid.tolist()).item()
 

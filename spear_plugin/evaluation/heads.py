@@ -30,15 +30,15 @@ HeadT = TypeVar("HeadT", bound=Module)
 class HeadTraining:
     """How heads are trained."""
 
-    learning_rates: Sequence[float] = (1e-2, 1e-3)
+    learning_rates: Sequence[float] = (1e-2, 3e-3)
     """A head is trained with each; validation chooses."""
 
     max_epochs: int = 60
 
-    patience: int = 10
+    patience: int = 15
     """Epochs without a better validation score before training ends."""
 
-    batch_size: int = 32
+    batch_size: int = 16
     """Examples in a step."""
 
 

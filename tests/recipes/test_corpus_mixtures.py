@@ -9,7 +9,7 @@ import soundfile
 
 from recipes.corpus.console import run_command
 from recipes.corpus.mixtures import main
-from recipes.corpus.probe_tasks import Example, write_examples
+from recipes.corpus.examples import Example, write_examples
 from recipes.probe.config import ProbeSection
 from recipes.probe.tasks import read_task
 from spear_plugin.data.manifest import ManifestRow, write_manifest

@@ -14,7 +14,7 @@ from fairseq2.assets import AssetCard
 from fairseq2.device import CPU
 
 from recipes.corpus.console import CorpusError
-from recipes.corpus.probe_tasks import Example, write_examples
+from recipes.corpus.examples import Example, write_examples
 from recipes.corpus.task_manifests import main as write_task_manifests
 from recipes.tagging.finetune.mixup import Mixup
 from recipes.tagging.finetune.recipe import TaggingFinetuneRecipe
