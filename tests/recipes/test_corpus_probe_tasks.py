@@ -6,14 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.corpus.packaged import write_pretraining_manifests
-from recipes.corpus.probe_tasks import (
-    event_examples,
-    phone_examples,
-    speaker_examples,
-    word_examples,
-    write_probe_tasks,
-)
+from recipes.corpus.probe_tasks import event_examples, write_probe_tasks
+from recipes.corpus.speaker_tasks import speaker_examples
 from recipes.corpus.splits import assign_folds, normalize_text, place, pretrain_split, probe_split, split_key
+from recipes.corpus.spoken_tasks import phone_examples, word_examples
 from spear_plugin.data.alignments import Segment, read_alignment
 from spear_plugin.data.manifest import ManifestRow, read_manifest
 
@@ -156,7 +152,7 @@ def test_written_tasks_follow_the_format(tmp_path: Path) -> None:
             records = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
         assert ",".join(records[0]) == (
-            "id,utterance,path,num_samples,sample_rate,domain,label,split,fold,start,end,text,speaker,language"
+            "id,utterance,path,num_samples,sample_rate,domain,label,split,fold,start,end,text,speaker,language,kind"
         )
 
         assert [record["id"] for record in records] == sorted(example.id for example in examples)
