@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq2.recipe.base import Recipe
 from torch.nn import Module
 
 import recipes.finetuning
@@ -19,6 +20,7 @@ from recipes.tagging.finetune.recipe import TaggingFinetuneRecipe
 
 if __name__ == "__main__":
     folder = Path(sys.argv.pop(1))
+    recipe: Recipe = TaggingFinetuneRecipe()
     models: list[Module] = []
     create_unit = recipes.finetuning.FinetuneTrainUnit
 
@@ -28,6 +30,6 @@ if __name__ == "__main__":
 
     recipes.finetuning.FinetuneTrainUnit = remember  # type: ignore[misc, assignment]
     try:
-        main(TaggingFinetuneRecipe(), None)
+        main(recipe, None)
     finally:
         torch.save(models[0].state_dict(), folder / f"rank_{os.environ.get('RANK', '0')}.pt")

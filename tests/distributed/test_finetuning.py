@@ -53,19 +53,24 @@ def differing(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[str]:
 def test_two_processes_have_the_same_weights_and_go_on_to_the_same_ones(tmp_path: Path, corpus: str) -> None:
     source = f"encoder.checkpoint={save_spear_run(tmp_path / 'pretraining')}"
     first, second = finetune(tmp_path / "two", corpus, 2, source)
-    assert differing(first, second) == []
+    # What the whiteners saw in the last step stays in each process until the next one begins.
+    assert [name for name in differing(first, second) if not name.endswith(".is_white")] == []
     (path,) = (tmp_path / "two" / "run" / "checkpoints" / "step_4" / "model").rglob("*.pt")
     assert differing(first, torch.load(path, weights_only=True)) == []
 
     # As if it had ended while the encoder was frozen; it thaws after step 3.
     shutil.rmtree(tmp_path / "two" / "run" / "checkpoints" / "step_4")
-    for weights in finetune(tmp_path / "two", corpus, 2, source):
-        assert differing(weights, first) == []
+    for weights, expected in zip(finetune(tmp_path / "two", corpus, 2, source), (first, second), strict=True):
+        assert differing(weights, expected) == []
 
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_with_all_their_batches(tmp_path: Path, corpus: str) -> None:
-    options = ("encoder={family: log_mel}", "model.config_overrides.dropout_p=0")
+    options = (
+        "encoder={family: log_mel}",
+        "model.config_overrides.dropout_p=0",
+        "model.config_overrides.spec_augment={num_time_masks: 0, num_channel_masks: 0}",
+    )
     first, second = finetune(tmp_path / "two", corpus, 2, *options)
     (alone,) = finetune(tmp_path / "one", corpus, 1, *options, "trainer.grad_accumulation.num_batches=2")
     (half,) = finetune(tmp_path / "half", corpus, 1, *options)

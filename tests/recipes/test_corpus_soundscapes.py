@@ -27,7 +27,7 @@ def task(tmp_path: Path) -> Path:
         for label, frequency in CLASSES.items():
             for number in range(1 if label == "rare" else 3):
                 row = write_tone(tmp_path / "clips" / f"{label}_{split}{number}.wav", frequency, 0.2 + 0.1 * number)
-                examples.append(Example.of_row(row, label, split))  # type: ignore[arg-type]
+                examples.append(Example.of_row(row, label, split))
     write_examples(tmp_path / "events.tsv", examples)
     return tmp_path / "events.tsv"
 

@@ -72,7 +72,7 @@ def write_voices(folder: Path, frequencies: Sequence[float], *, num_test: int) -
                 rows[-1]["split"] = "test"
     write_table(folder / "voices.tsv", [*COLUMNS, "kind"], rows)
     tests = [str(row["id"]) for row in rows if row["split"] == "test"]
-    pairs = [{"enrolment": a, "test": b} for i, a in enumerate(tests) for b in tests[i + 1 :]]
+    pairs: list[dict[str, object]] = [{"enrolment": a, "test": b} for i, a in enumerate(tests) for b in tests[i + 1 :]]
     write_table(folder / "voices.trials.tsv", ["enrolment", "test"], pairs)
     return folder / "voices.tsv"
 
