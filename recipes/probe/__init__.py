@@ -3,6 +3,6 @@
     python -m recipes.probe OUT --config tasks='[DATA/probe/phones.tsv, DATA/probe/events.tsv]' \
         features='[{name: spear, kind: model, checkpoint: RUN}, {name: whisper, kind: teacher}]'
 
-A model is always accompanied by the same architecture with fresh weights and by log-mel energies. Results lie in
+What is asked, and how, is the task's (`docs/probes.md`). A model is always accompanied by the same architecture with fresh weights and by log-mel energies. Results lie in
 OUT/probe.json, OUT/probe.tsv and OUT/probe.png; one file per task and source in OUT/results lets a second run go on.
 """

@@ -13,7 +13,7 @@ from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 from recipes.feature_sources import LogMelSource
 from recipes.probe.config import HeadSection, ProbeConfig, ProbeSection, SourceSection
 from recipes.probe.tasks import Fit, ProbeTask
-from spear_plugin.evaluation import AveragePrecisionStatistic, ProbeError
+from spear_plugin.evaluation import AveragePrecisionStatistic, ProbeError, RatioStatistic
 from tests.recipes.probe_corpora import COLUMNS, RATE, TONES, extract, read_task, run_probe, write_table, write_tone
 
 PARTS = ("train", "train", "train", "valid", "test")
@@ -115,6 +115,7 @@ def test_an_utterances_label_is_read_from_the_mean_of_its_frames(tmp_path: Path)
     write_table(tmp_path / "words.tsv", COLUMNS, rows)
     task = read_task(tmp_path / "words.tsv", section(), kind="utterances")
     result = fit(task)
+    assert isinstance(result.statistic, RatioStatistic)
     assert (task.metric, task.interval(result.statistic).value) == ("accuracy", 1.0)
     assert 0.0 < task.chance < 0.7
     assert result.layer_weights == [1.0]
