@@ -24,9 +24,10 @@ from rich.table import Table
 
 from recipes.corpus.align import align_rows, write_unaligned
 from recipes.corpus.console import default_num_workers, run_command
+from recipes.corpus.examples import Example
 from recipes.corpus.package_store import PackageStore
 from recipes.corpus.packages import write_attribution
-from recipes.corpus.probe_tasks import EVENT_CORPORA, Example, write_probe_tasks
+from recipes.corpus.probe_tasks import EVENT_CORPORA, write_probe_tasks
 from recipes.corpus.scan import bad_file_list, inspect_clips, write_bad_files
 from recipes.corpus.sources import CORPORA, DEFAULT, EVERYTHING, GROUPS, SMALL, PackagedCorpus, resolve_corpora
 from recipes.corpus.splits import pretrain_split

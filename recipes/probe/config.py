@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, final
 
 from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from recipes.common import default_common_section
 from recipes.features import NamedFeatureSection
-from spear_plugin.evaluation import DEFAULT_L2
+from spear_plugin.evaluation import DEFAULT_L2, HeadTraining
 
 LAYER_MODES: Final = ("best", "weighted")
 
@@ -26,7 +26,8 @@ class SourceSection(NamedFeatureSection):
     kinds: ClassVar[Sequence[str]] = ("model", "untrained", "teacher", "log_mel")
 
     layers: str = "best"
-    """``best``: a probe per layer, the layer chosen on validation. ``weighted``: one probe on their learned sum."""
+    """``best``: a probe per layer, the layer chosen on validation. ``weighted``: one probe on their learned sum. Kinds
+    of tasks other than ``frames`` and ``clips`` always read the learned sum."""
 
     @override
     def validate(self) -> ValidationResult:
@@ -36,6 +37,63 @@ class SourceSection(NamedFeatureSection):
             result.add_error(f"`layers` must be one of {', '.join(LAYER_MODES)}, but is '{self.layers}'.")
 
         return result
+
+
+@dataclass(kw_only=True)
+class HeadSection(Validatable):
+    """How heads are trained, of all kinds but ``frames`` and ``clips``."""
+
+    learning_rates: list[float] = field(default_factory=lambda: [1e-2, 3e-3])
+    """Of Adam; a head is trained with each, and validation chooses."""
+
+    max_epochs: int = 60
+
+    patience: int = 15
+    """Epochs without a better validation score before training ends."""
+
+    batch_size: int = 16
+    """Items in a step."""
+
+    num_batch_frames: int = 512
+    """Frames in a step of ``timestamps``."""
+
+    hidden_dim: int = 256
+    """Of ``scenes``, ``timestamps`` and ``verification``."""
+
+    thresholds: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5])
+    """Of the probability of an event in a frame, to choose from on validation."""
+
+    median_seconds: list[float] = field(default_factory=lambda: [0.06, 0.14, 0.26])
+    """Widths of the median filter over frames with an event, to choose from on validation."""
+
+    onset_tolerance: float = 0.2
+    """Seconds by which a right onset may differ."""
+
+    segment_seconds: float = 1.0
+    """Length of the segments of the segment-based F-measure."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        for name in ("learning_rates", "thresholds", "median_seconds"):
+            if not (values := getattr(self, name)) or min(values) <= 0:
+                result.add_error(f"`{name}` must hold at least one number, all positive, but is {values}.")
+        for name in ("max_epochs", "patience", "batch_size", "num_batch_frames", "hidden_dim"):
+            if (value := getattr(self, name)) < 1:
+                result.add_error(f"`{name}` must be at least 1, but is {value}.")
+        for name in ("onset_tolerance", "segment_seconds"):
+            if (value := getattr(self, name)) <= 0:
+                result.add_error(f"`{name}` must be positive, but is {value}.")
+        return result
+
+    def training(self, batch_size: int | None = None) -> HeadTraining:
+        """Return the settings as training takes them, perhaps with other batches."""
+        return HeadTraining(
+            learning_rates=self.learning_rates,
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+            batch_size=batch_size or self.batch_size,
+        )
 
 
 @dataclass(kw_only=True)
@@ -71,6 +129,9 @@ class ProbeSection(Validatable):
     num_resamples: int = 2000
     """Of the bootstrap."""
 
+    head: HeadSection = field(default_factory=HeadSection)
+
+    @override
     def validate(self) -> ValidationResult:
         result = ValidationResult()
 
@@ -90,6 +151,19 @@ class ProbeSection(Validatable):
         return result
 
 
+@final
+@dataclass(frozen=True)
+class TaskReference:
+    """A task file, and what it is taken for."""
+
+    path: Path
+
+    kind: str | None
+    """If ``None``, what the file says."""
+
+    name: str
+
+
 @dataclass(kw_only=True)
 class ProbeConfig(Validatable):
     """Configuration of ``recipes.probe``."""
@@ -97,8 +171,9 @@ class ProbeConfig(Validatable):
     features: list[SourceSection] = field(default_factory=list)
     """What to probe. Next to each ``model``, its untrained architecture and log-mel energies are added."""
 
-    tasks: list[Path] = field(default_factory=list)
-    """Task files, as ``recipes.corpus`` writes them."""
+    tasks: list[Path | dict[str, str]] = field(default_factory=list)
+    """Task files, as ``recipes.corpus`` writes them, or {path: FILE, kind: KIND, name: NAME} for another kind or name
+    than the file's own."""
 
     baselines: bool = True
     """Whether to add these two. They are the same for all checkpoints of a run."""
@@ -128,11 +203,29 @@ class ProbeConfig(Validatable):
                 f"training uses, but is '{self.publish}'."
             )
 
-        for key, names in (("features", [s.name for s in self.features]), ("tasks", [p.stem for p in self.tasks])):
+        for entry in self.tasks:
+            if isinstance(entry, dict) and ("path" not in entry or not set(entry) <= {"path", "kind", "name"}):
+                result.add_error(f"`tasks` must be paths, or mappings of path, kind and name, but has {entry}.")
+
+                return result
+
+        task_names = [task.name for task in self.task_references]
+
+        for key, names in (("features", [s.name for s in self.features]), ("tasks", task_names)):
             if len(set(names)) < len(names):
                 result.add_error(f"`{key}` must have different names, but has {', '.join(names)}.")
 
         return result
+
+    @property
+    def task_references(self) -> list[TaskReference]:
+        """The tasks of a valid configuration."""
+        entries = [entry if isinstance(entry, dict) else {"path": str(entry)} for entry in self.tasks]
+
+        return [
+            TaskReference(Path(entry["path"]), entry.get("kind"), entry.get("name") or Path(entry["path"]).stem)
+            for entry in entries
+        ]
 
 
 def complete_sources(sections: list[SourceSection]) -> list[SourceSection]:

@@ -1,6 +1,6 @@
 """Features of a task's items, extracted in one pass over the audio.
 
-Letters: A time shifts, L layers, N items of a task, B batch, S samples, T frames, D width, I items of a file.
+Letters: L layers, N items of a task, B batch, S samples, T frames, D width, I items of a file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from recipes.feature_sources import FeatureSource, FrameTiming
-from recipes.probe.tasks import Clip, ProbeTask
+from recipes.feature_sources import FeatureSource
+from recipes.probe.task_files import Clip
+from recipes.probe.tasks import Features, ProbeTask
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.manifest import Seconds
 from spear_plugin.evaluation import ProbeError
@@ -29,25 +30,21 @@ def extract_features(
     source: FeatureSource,
     tasks: Sequence[ProbeTask],
     *,
-    time_shifts: Sequence[Seconds],
     max_batch_seconds: Seconds,
     device: torch.device,
     report: Callable[[int], None],
-) -> list[Tensor]:
-    """Return, for each task, (A, L, N, D) float16 for moments, or (1, L, N, 2D) float32 for segments.
-
-    A moment is described by the frame nearest to it, after each of the time shifts; a segment by mean and standard
-    deviation of its frames.
+) -> list[Features]:
+    """Return, for each task, what it makes of the frames of its items, on the host.
 
     :param report: Called with the number of files of each batch.
     :raises AudioError: If a file cannot be read.
     :raises ProbeError: If features are not finite.
     """
-    clips = {clip.path: clip for task in tasks for clip in task.clips}
+    clips = {clip.path: clip for task in tasks for clip in task.items.clips}
 
     items_of_path = [_group_items(task) for task in tasks]
 
-    outputs: dict[int, Tensor] = {}
+    outputs: list[Features] = [[] for _ in tasks]
 
     for batch in _make_batches(list(clips.values()), max_batch_seconds):
         for clip, layers in zip(batch, _extract_batch(source, batch, device), strict=True):
@@ -55,27 +52,42 @@ def extract_features(
                 if (items := items_of_path[number].get(clip.path)) is None:
                     continue
 
-                x = _describe(layers, task, items, source.timing, time_shifts)
+                described = task.describe(layers, items, source.timing)
 
-                if not x.isfinite().all():
+                if not all(x.isfinite().all() for x in described):
                     raise ProbeError(f"{clip.path}: the features must be finite float16 numbers, but are not.")
 
-                if number not in outputs:
-                    outputs[number] = x.new_zeros(*x.shape[:2], task.labels.numel(), x.size(-1))
-
-                outputs[number][:, :, items] = x
+                outputs[number] = _put(outputs[number], items, described, len(task.items.items))
 
         report(len(batch))
 
-    return [outputs[number] for number in range(len(tasks))]
+    return outputs
+
+
+def _put(output: Features, items: Tensor, described: Features, num_items: int) -> Features:
+    """Put what some items are described by to its places in the task's features, which are made for the first ones."""
+    if isinstance(described, Tensor):
+        if isinstance(output, list):
+            output = described.new_zeros(*described.shape[:2], num_items, described.size(-1))
+
+        output[:, :, items] = described
+    else:
+        assert isinstance(output, list)
+
+        output = output or [torch.empty(0)] * num_items
+
+        for item, sequence in zip(items.tolist(), described, strict=True):
+            output[item] = sequence
+
+    return output
 
 
 def _group_items(task: ProbeTask) -> dict[Path, Tensor]:
     """Return the items of each file, (I,) int64."""
     items = defaultdict(list)
 
-    for item, clip in enumerate(task.clip.tolist()):
-        items[task.clips[clip].path].append(item)
+    for item, clip in enumerate(task.items.clip.tolist()):
+        items[task.items.clips[clip].path].append(item)
 
     return {path: torch.tensor(numbers) for path, numbers in items.items()}
 
@@ -120,37 +132,3 @@ def _read_waveform(clip: Clip, sample_rate: int) -> Tensor:
     waveform = torch.from_numpy(read_audio(clip.path, sample_rate=sample_rate))
 
     return pad(waveform, (0, max(0, round(_MIN_SECONDS * sample_rate) - waveform.numel())))
-
-
-def _describe(
-    layers: Tensor, task: ProbeTask, items: Tensor, timing: FrameTiming, time_shifts: Sequence[Seconds]
-) -> Tensor:
-    if task.is_framewise:
-        return _gather_moments(layers, task.start[items], timing, time_shifts).half()
-
-    return _pool_segments(layers, task.start[items], task.end[items], timing)
-
-
-def _gather_moments(layers: Tensor, times: Tensor, timing: FrameTiming, shifts: Sequence[Seconds]) -> Tensor:
-    # (L, T, D) -> A x (L, I, D) -> (A, L, I, D)
-    return torch.stack([layers[:, timing.nearest_frames(times + shift, layers.size(1))] for shift in shifts])
-
-
-def _pool_segments(layers: Tensor, starts: Tensor, ends: Tensor, timing: FrameTiming) -> Tensor:
-    """Return (1, L, I, 2D)."""
-    pooled = []
-
-    num_frames = layers.size(1)
-
-    # The first and the last frame whose centres lie in the segment; at least one.
-    first = timing.nearest_frames(starts + 0.5 / timing.rate_hz, num_frames).tolist()
-
-    last = timing.nearest_frames(ends - 0.5 / timing.rate_hz, num_frames).tolist()
-
-    for begin, end in zip(first, last, strict=True):
-        # (L, T, D) -> (L, D)
-        std, mean = torch.std_mean(layers[:, begin : max(begin, end) + 1], dim=1, correction=0)
-
-        pooled.append(torch.cat([mean, std], dim=-1))
-
-    return torch.stack(pooled, dim=1).unsqueeze(0)

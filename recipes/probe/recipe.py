@@ -4,12 +4,12 @@ import time
 from hashlib import sha256
 from typing import final
 
+import torch
 from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
 from fairseq2.utils.rich import get_console
-from torch import Tensor
 from typing_extensions import override
 
 from recipes.feature_sources import FeatureSource
@@ -17,10 +17,10 @@ from recipes.features import open_source
 from recipes.models import RunStep
 from recipes.probe.config import ProbeConfig, SourceSection, complete_sources
 from recipes.probe.extraction import extract_features
-from recipes.probe.fitting import fit_best_layer, fit_weighted_layers, pooled_majority_accuracy
+from recipes.probe.kinds import open_task
 from recipes.probe.report import print_report, write_report
 from recipes.probe.results import Difference, ProbeResult, ResultStore, compare
-from recipes.probe.tasks import ProbeTask, read_task
+from recipes.probe.tasks import Features, ProbeTask
 from recipes.publishing import publish
 from recipes.tasks import StoppableTask, refuse_several_processes
 
@@ -57,19 +57,21 @@ class ProbeRun(StoppableTask):
 
     @override
     def run(self) -> None:
-        with self._progress_reporter:
+        # Heads are trained on what is extracted here, and autograd refuses tensors of inference mode.
+        with self._progress_reporter, torch.inference_mode(mode=False), torch.no_grad():
             section, seed = self._config.probe, self._config.common.seed
 
-            tasks = [read_task(path, section, seed=seed) for path in self._config.tasks]
+            tasks = [open_task(reference, section, seed=seed) for reference in self._config.task_references]
 
             for task in tasks:
                 log.info(
-                    "Task {}: {:,} items of {} classes in {} files, {:,} of them for testing.",
+                    "Task {} ({}): {:,} items of {} classes in {} files, {:,} of them for testing.",
                     task.name,
-                    task.labels.numel(),
-                    len(task.classes),
-                    len(task.clips),
-                    task.test.numel(),
+                    task.kind,
+                    len(task.items.items),
+                    len(task.items.classes),
+                    len(task.items.clips),
+                    task.items.test.numel(),
                 )
 
             sources = self._config.features
@@ -83,7 +85,7 @@ class ProbeRun(StoppableTask):
             differences: list[Difference] = []
 
             for task in tasks:
-                differences += compare(task, results, num_resamples=section.num_resamples, seed=seed)
+                differences += compare(task.name, results, num_resamples=section.num_resamples, seed=seed)
 
         write_report(self._folder, results, differences)
 
@@ -129,13 +131,13 @@ class ProbeRun(StoppableTask):
             )
 
     def _publish(self, results: list[ProbeResult]) -> None:
-        """Add to each run the accuracies of its checkpoint, and of the sources that are of no run."""
+        """Add to each run the values of its checkpoint, and of the sources that are of no run."""
         if (category := self._config.publish) is None:
             return
 
         for checkpoint in set(self._checkpoints.values()):
             values = {
-                f"{result.task}/{result.source}": result.accuracy
+                f"{result.task}/{result.source}": result.value
                 for result in results
                 if self._checkpoints.get(result.source, checkpoint) == checkpoint
             }
@@ -146,10 +148,10 @@ class ProbeRun(StoppableTask):
 
     def _extract(
         self, section: SourceSection, source: FeatureSource, tasks: list[ProbeTask]
-    ) -> tuple[list[Tensor], float]:
+    ) -> tuple[list[Features], float]:
         start = time.perf_counter()
 
-        num_files = len({clip.path for task in tasks for clip in task.clips})
+        num_files = len({clip.path for task in tasks for clip in task.items.clips})
 
         with self._progress_reporter.create_task(f"{section.name}: extract (files)", total=num_files) as progress:
 
@@ -161,7 +163,6 @@ class ProbeRun(StoppableTask):
             features = extract_features(
                 source,
                 tasks,
-                time_shifts=self._config.probe.time_shifts,
                 max_batch_seconds=self._config.probe.max_batch_seconds,
                 device=self._device,
                 report=report,
@@ -170,16 +171,16 @@ class ProbeRun(StoppableTask):
         return features, time.perf_counter() - start
 
     def _fit(
-        self, section: SourceSection, task: ProbeTask, features: Tensor, identity: str, extraction_seconds: float
+        self, section: SourceSection, task: ProbeTask, features: Features, identity: str, extraction_seconds: float
     ) -> ProbeResult:
         start = time.perf_counter()
 
-        fit_layers = fit_weighted_layers if section.layers == "weighted" else fit_best_layer
+        mode = section.layers if task.chooses_layers else "weighted"
 
-        num_fits = 1 if section.layers == "weighted" else features.size(1)
+        num_layers = features.size(1) if isinstance(features, torch.Tensor) else features[0].size(0)
 
         with self._progress_reporter.create_task(
-            f"{section.name}: probe {task.name} (layers)", total=num_fits
+            f"{section.name}: probe {task.name}", total=task.num_reports(num_layers, mode)
         ) as progress:
 
             def report() -> None:
@@ -187,17 +188,20 @@ class ProbeRun(StoppableTask):
 
                 self.check_stop()
 
-            fit = fit_layers(features, task, self._config.probe, seed=self._config.common.seed, report=report)
+            fit = task.fit(features, mode, report=report)
 
         self.count_step()
 
         fit_seconds = time.perf_counter() - start
 
+        interval = task.interval(fit.statistic)
+
         log.info(
-            "{} on {}: accuracy {:.3f}, layer {}, {:.1f} s.",
+            "{} on {}: {} {:.3f}, layer {}, {:.1f} s.",
             section.name,
             task.name,
-            fit.accuracy,
+            task.metric.replace("_", " "),
+            interval.value,
             fit.layer,
             fit_seconds,
         )
@@ -207,12 +211,18 @@ class ProbeRun(StoppableTask):
             task=task.name,
             source=section.name,
             kind=section.kind,
-            mode=section.layers,
-            majority=pooled_majority_accuracy(task),
-            num_classes=len(task.classes),
-            num_fitted=task.splits[0].fitted.numel(),
-            num_test=task.test.numel(),
-            num_files=len(task.clips),
+            task_kind=task.kind,
+            metric=task.metric,
+            is_error=task.is_error,
+            mode=mode,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            majority=task.chance,
+            num_classes=len(task.items.classes),
+            num_fitted=task.items.splits[0].fitted.numel(),
+            num_test=task.items.test.numel(),
+            num_files=len(task.items.clips),
             extraction_seconds=extraction_seconds,
             fit_seconds=fit_seconds,
             **vars(fit),
@@ -220,4 +230,6 @@ class ProbeRun(StoppableTask):
 
 
 def _identity(task: ProbeTask, source: FeatureSource, section: SourceSection) -> str:
-    return sha256(f"{task.digest} {source.identity} {source.timing} {section.layers}".encode()).hexdigest()[:16]
+    parts = f"{task.kind} {task.items.digest} {source.identity} {source.timing} {section.layers}"
+
+    return sha256(parts.encode()).hexdigest()[:16]

@@ -18,9 +18,11 @@ _TSV_COLUMNS: Final = (
     "task",
     "source",
     "kind",
+    "task_kind",
     "mode",
     "layer",
-    "accuracy",
+    "metric",
+    "value",
     "low",
     "high",
     "majority",
@@ -55,15 +57,19 @@ def write_report(folder: Path, results: Sequence[ProbeResult], differences: Sequ
 
 
 def print_report(console: Console, results: Sequence[ProbeResult], differences: Sequence[Difference]) -> None:
-    """Print the accuracies as a table of sources and tasks, and the differences below it."""
+    """Print the values as a table of sources and tasks, and the differences below it."""
     tasks = list(dict.fromkeys(result.task for result in results))
 
-    table = Table(title="Linear probes: test accuracy in % [95 % interval], layer")
+    metrics = {result.task: result.metric.replace("_", " ") for result in results}
+
+    errors = {result.task for result in results if result.is_error}
+
+    table = Table(title="Probes: test part in % [95 % interval], layer")
 
     table.add_column("features")
 
     for task in tasks:
-        table.add_column(task, justify="right")
+        table.add_column(f"{task}\n{metrics[task]}{', less is better' if task in errors else ''}", justify="right")
 
     for source in dict.fromkeys(result.source for result in results):
         cells = {result.task: _cell(result) for result in results if result.source == source}
@@ -72,7 +78,7 @@ def print_report(console: Console, results: Sequence[ProbeResult], differences: 
 
     majority = {result.task: f"{100 * result.majority:.1f}" for result in results}
 
-    table.add_row("most frequent class", *(majority[task] for task in tasks), style="dim")
+    table.add_row("without features", *(majority[task] for task in tasks), style="dim")
 
     console.print(table)
 
@@ -86,7 +92,10 @@ def print_report(console: Console, results: Sequence[ProbeResult], differences: 
 
 
 def _without_details(result: ProbeResult) -> dict[str, Any]:
-    return {key: value for key, value in asdict(result).items() if key not in ("identity", "correct")}
+    """Return what reports tell, the value also under its metric's name."""
+    record = {key: value for key, value in vars(result).items() if key not in ("identity", "statistic")}
+
+    return record | {result.metric: result.value, "layers": [asdict(layer) for layer in result.layers]}
 
 
 def _format(value: object) -> str:
@@ -96,11 +105,11 @@ def _format(value: object) -> str:
 def _cell(result: ProbeResult) -> str:
     layer = "sum" if result.layer == 0 else f"{result.layer}"
 
-    return f"{100 * result.accuracy:.1f} \\[{100 * result.low:.1f}, {100 * result.high:.1f}] {layer}"
+    return f"{100 * result.value:.1f} \\[{100 * result.low:.1f}, {100 * result.high:.1f}] {layer}"
 
 
 def _draw(results: Sequence[ProbeResult]) -> Figure:
-    """Draw the test accuracy of each layer, one panel per task; a star marks the layer chosen on validation."""
+    """Draw the test values of each layer, one panel per task; a star marks the layer chosen on validation."""
     tasks = list(dict.fromkeys(result.task for result in results))
 
     figure = Figure(figsize=(4.5 * len(tasks), 3.6), layout="constrained")
@@ -111,9 +120,9 @@ def _draw(results: Sequence[ProbeResult]) -> Figure:
         for index, result in enumerate(shown):
             _draw_source(axes, result, f"C{index}")
 
-        axes.axhline(shown[0].majority, color="grey", linestyle=":", label="most frequent class")
+        axes.axhline(shown[0].majority, color="grey", linestyle=":", label="without features")
 
-        axes.set(title=task, xlabel="layer", ylabel="test accuracy")
+        axes.set(title=task, xlabel="layer", ylabel=shown[0].metric.replace("_", " "))
 
         axes.legend(fontsize="small")
 
@@ -121,8 +130,8 @@ def _draw(results: Sequence[ProbeResult]) -> Figure:
 
 
 def _draw_source(axes: Axes, result: ProbeResult, color: str) -> None:
-    if len(result.layers) == 1:
-        axes.axhline(result.accuracy, color=color, linestyle="--", label=result.source)
+    if len(result.layers) < 2:
+        axes.axhline(result.value, color=color, linestyle="--", label=result.source)
 
         return
 

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Final, final
 
-from recipes.probe.tasks import ProbeTask
+import numpy as np
+
+from recipes.probe.tasks import LayerResult
 from spear_plugin.data.files import atomic_file
-from spear_plugin.evaluation import Interval, paired_bootstrap_interval
+from spear_plugin.evaluation import (
+    AveragePrecisionStatistic,
+    EqualErrorStatistic,
+    RatioStatistic,
+    Statistic,
+    paired_statistic_interval,
+)
 
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class LayerResult:
-    """A probe on one layer; with folds, means over the folds for validation, pooled predictions for the test."""
-
-    layer: int
-    """Counted from 1; 0 is the learned sum of all layers."""
-
-    valid_accuracy: float
-
-    accuracy: float
-
-    low: float
-
-    high: float
-
-    l2: list[float]
-    """Chosen in each split."""
-
-    time_shift: list[float]
-    """Chosen in each split, in seconds."""
+_STATISTICS: Final = (RatioStatistic, EqualErrorStatistic, AveragePrecisionStatistic)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The accuracy of one source of features on one task, in [0, 1], with its 95 % interval."""
+    """What one source of features reaches on one task, with its 95 % interval."""
 
     identity: str
     """Of items, features and settings: a result of another identity is out of date."""
@@ -50,20 +37,29 @@ class ProbeResult:
     source: str
 
     kind: str
+    """Of the source."""
+
+    task_kind: str
+
+    metric: str
+    """What is measured; in reports, the value stands under this name."""
+
+    is_error: bool
+    """Whether less is better."""
 
     mode: str
 
     layer: int
     """Chosen on validation (most often, with folds); 0 for the learned sum."""
 
-    accuracy: float
+    value: float
 
     low: float
 
     high: float
 
     majority: float
-    """Accuracy of always naming the most frequent training class."""
+    """The value without features; for an accuracy, that of always naming the most frequent training class."""
 
     num_classes: int
 
@@ -83,14 +79,17 @@ class ProbeResult:
 
     layers: list[LayerResult]
 
-    correct: list[int]
-    """1 for each test item that was right, else 0."""
+    measures: dict[str, float]
+    """Further measures."""
+
+    statistic: Statistic
+    """From which value and interval are."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Accuracy of ``source`` minus that of ``reference`` on the same test items, with its paired 95 % interval."""
+    """The value of ``source`` minus that of ``reference`` on the same test items, with its paired 95 % interval."""
 
     task: str
 
@@ -119,7 +118,7 @@ class ResultStore:
 
             layers = [LayerResult(**layer) for layer in record.pop("layers")]
 
-            result = ProbeResult(**record, layers=layers)
+            result = ProbeResult(**record | {"statistic": _load_statistic(record["statistic"])}, layers=layers)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
@@ -129,26 +128,40 @@ class ResultStore:
         self._folder.mkdir(parents=True, exist_ok=True)
 
         with atomic_file(self._path(result.task, result.source)) as path:
-            path.write_text(json.dumps(asdict(result)), encoding="utf-8")
+            record = asdict(result) | {"statistic": _dump_statistic(result.statistic)}
+
+            path.write_text(json.dumps(record), encoding="utf-8")
 
     def _path(self, task: str, source: str) -> Path:
         return self._folder / f"{task}.{source}.json"
 
 
-def compare(task: ProbeTask, results: Sequence[ProbeResult], *, num_resamples: int, seed: int) -> list[Difference]:
-    """Return the differences of all pairs of sources on a task, the source named first in the configuration first."""
-    clusters = task.clip[task.test].numpy()
+def _dump_statistic(statistic: Statistic) -> dict[str, Any]:
+    assert isinstance(statistic, _STATISTICS)
 
+    arrays = {field.name: getattr(statistic, field.name).tolist() for field in fields(statistic)}
+
+    return {"class": type(statistic).__name__, **arrays}
+
+
+def _load_statistic(record: dict[str, Any]) -> Statistic:
+    (kind,) = (statistic for statistic in _STATISTICS if statistic.__name__ == record["class"])
+
+    return kind(**{name: np.array(values) for name, values in record.items() if name != "class"})
+
+
+def compare(task: str, results: Sequence[ProbeResult], *, num_resamples: int, seed: int) -> list[Difference]:
+    """Return the differences of all pairs of sources on a task, the source named first in the configuration first."""
     differences = []
 
-    for result, reference in combinations([result for result in results if result.task == task.name], 2):
-        interval: Interval = paired_bootstrap_interval(
-            result.correct, reference.correct, clusters, seed=seed, num_resamples=num_resamples
+    for result, reference in combinations([result for result in results if result.task == task], 2):
+        interval = paired_statistic_interval(
+            result.statistic, reference.statistic, seed=seed, num_resamples=num_resamples
         )
 
         differences.append(
             Difference(
-                task=task.name,
+                task=task,
                 source=result.source,
                 reference=reference.source,
                 difference=interval.value,

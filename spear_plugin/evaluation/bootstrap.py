@@ -9,11 +9,14 @@ Letters: N examples, C clusters, R resamples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from spear_plugin.evaluation.statistics import RatioStatistic, Statistic
 
 NUM_RESAMPLES: Final = 2000
 
@@ -102,19 +105,67 @@ def _interval(scores: NDArray[np.float64], clusters: ArrayLike, seed: int, num: 
     return _resample(sums, sizes, seed, num, confidence)
 
 
+def statistic_interval(
+    statistic: Statistic, *, seed: int, num_resamples: int = NUM_RESAMPLES, confidence: float = 0.95
+) -> Interval:
+    """Return any measure with its interval; resamples in which it has no value are left out.
+
+    :raises ValueError: If there are fewer than two clusters, or the measure has no value.
+    """
+    return _resample_values(statistic.values, statistic.num_clusters, seed, num_resamples, confidence)
+
+
+def paired_statistic_interval(
+    statistic: Statistic, other: Statistic, *, seed: int, num_resamples: int = NUM_RESAMPLES, confidence: float = 0.95
+) -> Interval:
+    """Return the difference of two measures of the same test set, ``statistic`` minus ``other``, with its interval.
+
+    :raises ValueError: If the clusters differ in number, or there are fewer than two.
+    """
+    if statistic.num_clusters != other.num_clusters:
+        raise ValueError(
+            f"`other` must have the {statistic.num_clusters} clusters of `statistic`, but has {other.num_clusters}."
+        )
+
+    def difference(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+        return statistic.values(draws) - other.values(draws)
+
+    return _resample_values(difference, statistic.num_clusters, seed, num_resamples, confidence)
+
+
+def cluster_ratio(numerators: ArrayLike, denominators: ArrayLike, clusters: ArrayLike) -> RatioStatistic:
+    """Return the sum of numerators by that of denominators, (N,) each, as a measure of the clusters (N,)."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, sizes = (
+        np.bincount(index, weights=np.asarray(values, dtype=np.float64), minlength=names.size)
+        for values in (numerators, denominators)
+    )
+    return RatioStatistic(sums, sizes)
+
+
 def _resample(
     sums: NDArray[np.float64], sizes: NDArray[np.float64], seed: int, num: int, confidence: float
 ) -> Interval:
-    num_clusters = sums.size
+    return _resample_values(RatioStatistic(sums, sizes).values, sums.size, seed, num, confidence)
 
+
+def _resample_values(
+    values: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    num_clusters: int,
+    seed: int,
+    num: int,
+    confidence: float,
+) -> Interval:
     if num_clusters < 2:
         raise ValueError(f"`clusters` must name at least two clusters, but names {num_clusters} instead.")
 
+    value = float(values(np.ones((1, num_clusters)))[0])
+    if np.isnan(value):
+        raise ValueError("the measure has no value: what it divides by, or one kind of trials, is missing.")
+
     # How often each cluster is drawn: (R, C)
     draws = np.random.default_rng(seed).multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=num)
+    resampled = values(draws.astype(np.float64))  # (R,)
+    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
 
-    resampled = (draws @ sums) / (draws @ sizes)  # (R,)
-
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-
-    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high))
+    return Interval(value, float(low), float(high))

@@ -1,7 +1,8 @@
-"""Word and character errors of a transcript."""
+"""Word, character and token errors of a transcript."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -35,3 +36,8 @@ def count_errors(reference: str, hypothesis: str) -> ErrorCounts:
         character_errors=editdistance.eval(reference_text, hypothesis_text),
         num_characters=len(reference_text),
     )
+
+
+def count_token_errors(reference: Sequence[int], hypothesis: Sequence[int]) -> int:
+    """Return the smallest number of insertions, deletions and substitutions between two sequences, of phones say."""
+    return int(editdistance.eval(list(reference), list(hypothesis)))

@@ -8,11 +8,10 @@ import pytest
 import soundfile
 
 from recipes.corpus.console import run_command
+from recipes.corpus.examples import Example, write_examples
 from recipes.corpus.mixtures import main
-from recipes.corpus.probe_tasks import Example, write_examples
-from recipes.probe.config import ProbeSection
-from recipes.probe.tasks import read_task
 from spear_plugin.data.manifest import ManifestRow, write_manifest
+from tests.recipes.probe_corpora import read_task
 
 RATE = 16_000
 CLIPS = {"bell": (440.0, 1.0), "horn/1": (880.0, 0.5), "horn/2": (870.0, 2.0), "horn/3": (860.0, 0.8)}
@@ -77,10 +76,9 @@ def test_another_recording_lies_over_the_whole_clip_at_the_ratio_asked_for(
 def test_the_task_keeps_labels_and_splits_and_can_be_probed(tmp_path: Path, task: Path, others: Path) -> None:
     rows = mix(tmp_path / "out", task, others)
     assert [(row["label"], row["split"]) for row in rows] == [(id_[:4], part) for id_, part in PARTS.items()]
-    section = ProbeSection()
-    mixed = read_task(tmp_path / "out" / "events_mixed.tsv", section, seed=1)
+    mixed = read_task(tmp_path / "out" / "events_mixed.tsv")
     assert mixed.name == "events_mixed"
-    assert mixed.classes == read_task(task, section, seed=1).classes
+    assert mixed.items.classes == read_task(task).items.classes
 
 
 def test_the_seed_and_the_id_decide(tmp_path: Path, task: Path, others: Path) -> None:

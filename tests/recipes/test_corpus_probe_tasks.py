@@ -6,14 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recipes.corpus.packaged import write_pretraining_manifests
-from recipes.corpus.probe_tasks import (
-    event_examples,
-    phone_examples,
-    speaker_examples,
-    word_examples,
-    write_probe_tasks,
-)
+from recipes.corpus.probe_tasks import event_examples, write_probe_tasks
+from recipes.corpus.speaker_tasks import character_examples, speaker_examples, verification_examples
 from recipes.corpus.splits import assign_folds, normalize_text, place, pretrain_split, probe_split, split_key
+from recipes.corpus.spoken_tasks import SILENCE, UNKNOWN_WORD, keyword_examples, phone_examples, word_examples
 from spear_plugin.data.alignments import Segment, read_alignment
 from spear_plugin.data.manifest import ManifestRow, read_manifest
 
@@ -122,6 +118,78 @@ def test_speakers_are_the_two_leading_characters() -> None:
     assert [example.label for example in speaker_examples(rows)] == ["small", "big"]
 
 
+def test_keywords_are_the_most_frequent_words_with_others_and_silences() -> None:
+    words = [f"word{letter}" for letter in "abcdefghijklmn"]
+
+    texts = [" ".join(words[: 4 + number % 11]) + f" {number}" for number in range(200)]
+
+    rows = [make_row(f"en/{number}", text=text) for number, text in enumerate(texts)]
+
+    examples = keyword_examples(rows, {id_: [*segments, Segment(9.0, 9.3, "SIL", "<sil>")]
+                                       for id_, segments in align(rows).items()})  # fmt: skip
+
+    counts = Counter(example.label for example in examples)
+
+    assert set(counts) == {*words[:10], UNKNOWN_WORD, SILENCE}
+
+    mean = round(sum(counts[word] for word in words[:10]) / 10)
+
+    assert (counts[UNKNOWN_WORD], counts[SILENCE]) == (min(mean, sum(text.count("wordk") + text.count("wordl") +
+            text.count("wordm") + text.count("wordn") for text in texts)), mean)  # fmt: skip
+
+    assert {(e.start, e.end) for e in examples if e.label == SILENCE} == {(9.0, 9.3)}  # the other one is too short
+
+    assert {example.kind for example in examples} == {"utterances"}
+
+    assert len({example.id for example in examples}) == len(examples)
+
+
+def make_lines() -> list[ManifestRow]:
+    sizes = {"small": 90, "big": 30, "crab": 30, "snail": 20, "statue": 25, "rare": 3, "both": 20, "": 20, "robot": 20}
+
+    return [
+        make_row(f"{name}/{n}", text=f"{name} {n}", speaker=name) for name, size in sizes.items() for n in range(size)
+    ]
+
+
+def test_characters_have_some_lines_in_every_split() -> None:
+    examples = character_examples(make_lines())
+
+    counts = Counter(example.label for example in examples)
+
+    assert set(counts) <= {"small", "big", "crab", "snail", "statue", "robot"}
+
+    assert counts["small"] == 60
+
+    assert all(len({e.split for e in examples if e.label == name}) == 3 for name in counts)
+
+
+def test_speakers_are_verified_that_no_other_split_has() -> None:
+    examples, trials = verification_examples(make_lines())
+
+    speakers = {example.id: example.label for example in examples}
+
+    tested = {example.label for example in examples if example.split == "test"}
+
+    assert len(tested) >= 2
+
+    assert not tested & ({"small", "big", "rare", "both", ""} | {e.label for e in examples if e.split != "test"})
+
+    assert {e.label for e in examples if e.split == "valid"} <= {e.label for e in examples if e.split == "train"}
+
+    same = [speakers[first] == speakers[second] for first, second in trials]
+
+    assert (sum(same), len(same)) == (100 * len(tested), 200 * len(tested))
+
+    assert {speakers[id_] for trial in trials for id_ in trial} <= tested
+
+    assert len(set(trials)) == len(trials)
+
+    assert verification_examples(make_lines()) == (examples, trials)
+
+    assert verification_examples(make_lines()[:120]) == ([], [])  # of two characters nobody is left to verify
+
+
 def test_events_leave_rare_classes_out_and_have_a_fold() -> None:
     rows = [make_row(f"e/{label}_{n}", label=label) for label, size in (("drum", 10), ("rare", 4)) for n in range(size)]
 
@@ -156,7 +224,7 @@ def test_written_tasks_follow_the_format(tmp_path: Path) -> None:
             records = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
 
         assert ",".join(records[0]) == (
-            "id,utterance,path,num_samples,sample_rate,domain,label,split,fold,start,end,text,speaker,language"
+            "id,utterance,path,num_samples,sample_rate,domain,label,split,fold,start,end,text,speaker,language,kind"
         )
 
         assert [record["id"] for record in records] == sorted(example.id for example in examples)

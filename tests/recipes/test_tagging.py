@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,15 +16,18 @@ from fairseq2.assets import AssetCard
 from fairseq2.device import CPU
 
 from recipes.corpus.console import CorpusError
-from recipes.corpus.probe_tasks import Example, write_examples
+from recipes.corpus.examples import Example, write_examples
 from recipes.corpus.task_manifests import main as write_task_manifests
+from recipes.tagging.evaluate.recipe import TaggingEvaluateRecipe
 from recipes.tagging.finetune.mixup import Mixup
 from recipes.tagging.finetune.recipe import TaggingFinetuneRecipe
 from recipes.tagging.finetune.unit import MeanAveragePrecision
-from spear_plugin.data.manifest import ManifestRow, read_manifest
+from spear_plugin.data.audio import read_audio
+from spear_plugin.data.manifest import ManifestRow, read_manifest, write_manifest
+from spear_plugin.evaluation import mean_average_precision
 from spear_plugin.models.downstream import get_tagging_model_hub
 from tests.common import assert_close, assert_equal
-from tests.recipes.common import call_recipe, read_steps
+from tests.recipes.common import call_recipe, find_run_card, read_steps
 from tests.recipes.downstream import SHORT_RUN, save_spear_run, save_spidr_run, write_corpus, write_tones
 
 TINY_DEMO = "recipes/tagging/finetune/configs/tiny_demo.yaml"
@@ -165,6 +170,75 @@ def test_precision_of_processes_together_is_that_of_all_recordings() -> None:
     whole = MeanAveragePrecision(3).update(scores, targets).compute()
     parts = [MeanAveragePrecision(3).update(scores[i : i + 4], targets[i : i + 4]) for i in (0, 4, 8)]
     assert_equal(parts[0].merge_state(parts[1:]).compute(), whole)
+
+
+@pytest.fixture
+def evaluate(
+    tmp_path: Path, finetune: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Fine-tune a head on log-mel energies, and call the evaluation of it."""
+    assert finetune("encoder={family: log_mel}", "regime.num_steps=2") == (0, [])
+
+    def run(*options: str) -> tuple[int, list[str]]:
+        given = (f"checkpoint={tmp_path / 'run'}", "num_resamples=20", "corpus.max_batch_seconds=2", *options)
+        arguments = [str(tmp_path / "scores"), "--config", *given]
+        return call_recipe(TaggingEvaluateRecipe(), arguments, monkeypatch, capsys)
+
+    return run
+
+
+def test_an_evaluation_writes_predictions_and_the_precision_of_each_label(tmp_path: Path, evaluate: Call) -> None:
+    # Names of different lengths have different noise.
+    names, labels = ["a" * length for length in range(1, 7)], ["bell", "bell|dog", *4 * ["dog"]]
+    tones = write_tones(tmp_path / "audio", names, seconds=0.5)
+    rows = [replace(row, label=label) for row, label in zip(tones, labels, strict=True)]
+    rows += write_tones(tmp_path / "audio", ["unlabelled"]) + write_tones(tmp_path / "audio", ["bird"], label="bird")
+    rows.append(replace(rows[0], id="gone", path=tmp_path / "gone.flac"))
+    write_manifest(tmp_path / "test.tsv", rows)
+    assert evaluate(f"corpus.manifest={tmp_path / 'test.tsv'}") == (0, [])
+
+    header, *lines = [line.split("\t") for line in (tmp_path / "scores" / "predictions.tsv").read_text().splitlines()]
+    assert header == ["id", "labels", "bell", "dog"]
+    assert {line[0]: line[1] for line in lines} == dict(zip(names, labels, strict=True))
+    probabilities = np.array([line[2:] for line in lines], dtype=np.float64)
+    model = get_tagging_model_hub().load_model(find_run_card(tmp_path / "run", "last_checkpoint"), device=CPU).eval()
+    waveform = torch.from_numpy(read_audio(rows[1].path, sample_rate=16_000))
+    with torch.inference_mode():
+        expected = model(waveform[None], torch.tensor([waveform.numel()])).sigmoid()[0]
+    assert_close(torch.from_numpy(probabilities[[line[0] for line in lines].index("aa")]).float(), expected, atol=2e-6)
+
+    targets = np.array([[label in line[1].split("|") for label in ("bell", "dog")] for line in lines])
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert (scores["num_recordings"], scores["num_labels"]) == (6, 2)
+    assert scores["mean_average_precision"] == pytest.approx(100 * mean_average_precision(probabilities, targets))
+    low, high = scores["mean_average_precision_interval"]
+    assert low <= scores["mean_average_precision"] <= high
+    classes = [line.split("\t") for line in (tmp_path / "scores" / "classes.tsv").read_text().splitlines()[1:]]
+    assert [line[:2] for line in classes] == [["bell", "2"], ["dog", "5"]]
+    mean = sum(float(line[2]) for line in classes) / 2
+    assert mean == pytest.approx(scores["mean_average_precision"], abs=0.01)
+
+    failed = dict(line.split("\t") for line in (tmp_path / "scores" / "failed.tsv").read_text().splitlines()[1:])
+    assert failed.keys() == {"unlabelled", "bird", "gone"}
+    assert failed["unlabelled"] == "has no label"
+    assert failed["bird"] == "has the label 'bird', which the model does not know"
+
+
+def test_an_evaluation_names_what_is_wrong_in_one_line(tmp_path: Path, evaluate: Call) -> None:
+    write_manifest(tmp_path / "test.tsv", write_labelled(tmp_path / "audio"))
+    write_manifest(tmp_path / "one.tsv", write_labelled(tmp_path / "audio")[:1])
+    write_manifest(tmp_path / "none.tsv", write_tones(tmp_path / "audio", list("ab")))
+    spear = save_spear_run(tmp_path / "spear")
+    for name, options, pattern in (
+        ("test", (f"checkpoint={spear}",), "`checkpoint`: must be a model of the family audio_tagging"),
+        ("test", ("checkpoint=null",), "`checkpoint` must be the name of a card or the folder of a run"),
+        ("one", (), "one.tsv: must have at least two usable recordings with labels"),
+        ("none", ("corpus.max_failures=1",), "none.tsv: 2 files cannot be used"),
+    ):
+        code, lines = evaluate(f"corpus.manifest={tmp_path / f'{name}.tsv'}", *options)
+        assert code == 2, pattern
+        assert len(lines) == 1
+        assert pattern in lines[0]
 
 
 def make_example(folder: Path, name: str, **fields: object) -> Example:

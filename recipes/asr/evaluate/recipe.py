@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 import torch
 from fairseq2.assets import AssetCard
@@ -10,8 +10,6 @@ from fairseq2.logging import log
 from fairseq2.recipe.base import Recipe, RecipeContext
 from fairseq2.recipe.error import RecipeError
 from fairseq2.task import Task
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import override
 
 from recipes.asr.evaluate.config import AsrEvaluateConfig
@@ -23,9 +21,9 @@ from recipes.asr.evaluate.results import (
     write_scores,
     write_transcripts,
 )
-from recipes.common import check_failures, read_batches, write_failures
+from recipes.evaluating import EvaluationBatch, EvaluationReader
 from recipes.models import find_card, load_model, run_step_of
-from recipes.tasks import StoppableTask, WorkClock, refuse_several_processes
+from recipes.tasks import StoppableTask, refuse_several_processes
 from recipes.text import TOKENIZER_FILE, TranscriptCodec, open_tokenizer
 from spear_plugin.data.manifest import ManifestRow, read_manifest
 from spear_plugin.evaluation import count_errors
@@ -35,10 +33,7 @@ from spear_plugin.models.downstream import (
     decode_by_prefix_beam,
     decode_greedily,
     get_ctc_model_hub,
-    num_encoder_frames,
 )
-
-_SAMPLE_RATE: Final = 16_000
 
 
 @final
@@ -95,17 +90,14 @@ class EvaluationTask(StoppableTask):
         self._rows = rows
         self._model = model
         self._codec = codec
-        self._device = context.device
         self._folder: Path = context.output_dir
-        self._failures: list[tuple[str, str]] = []
+        self._reader = EvaluationReader(config.corpus, model.config.encoder, context.device)
 
     @override
     def run(self) -> None:
-        with_text = [row for row in self._rows if self._codec.encode(row.text)]
-        self._failures = [(row.id, "has no text") for row in self._rows if not self._codec.encode(row.text)]
+        with_text = self._reader.select(self._rows, lambda row: None if self._codec.encode(row.text) else "has no text")
         hypotheses = self._transcribe(with_text)
-        write_failures(self._folder / "failed.tsv", self._failures)
-        check_failures(len(self._failures), self._config.corpus, self._folder)
+        self._reader.finish(self._folder)
         transcripts = [
             Transcript(row.id, reference, hypotheses[row.id], count_errors(reference, hypotheses[row.id]))
             for row in with_text
@@ -123,33 +115,17 @@ class EvaluationTask(StoppableTask):
     def _transcribe(self, rows: Sequence[ManifestRow]) -> dict[str, str]:
         """Return the hypothesis for each id; recordings without one are added to the failures."""
         hypotheses: dict[str, str] = {}
-        clock = WorkClock(sum(row.duration for row in rows))
-        encoder = self._model.config.encoder
-        for batch, reads in read_batches(
-            rows,
-            self._config.corpus,
-            sample_rate=_SAMPLE_RATE,
-            num_frames=lambda num_samples: num_encoder_frames(num_samples, encoder),
-            reader="the encoder",
-        ):
+        for batch in self._reader.read(rows):
             self.check_stop()
-            read = [(row.id, waveform) for row, waveform in zip(batch, reads, strict=True)]
-            usable = [(id_, waveform) for id_, waveform in read if isinstance(waveform, Tensor)]
-            self._failures += [(id_, waveform) for id_, waveform in read if isinstance(waveform, str)]
-            if usable:
-                tokens = self._recognize([waveform for _, waveform in usable])
-                hypotheses |= {id_: self._codec.decode(said) for (id_, _), said in zip(usable, tokens, strict=True)}
+            tokens = self._recognize(batch)
+            hypotheses |= {id_: self._codec.decode(said) for id_, said in zip(batch.ids, tokens, strict=True)}
             self.count_step()
-            log.info(
-                "{} of {} recordings, {}.", len(hypotheses), len(rows), clock.advance(sum(r.duration for r in batch))
-            )
         return hypotheses
 
     @torch.inference_mode()
-    def _recognize(self, waveforms: list[Tensor]) -> list[list[int]]:
-        """Return the tokens of each waveform (S,)."""
-        lengths = torch.tensor([waveform.numel() for waveform in waveforms])
-        output = self._model(pad_sequence(waveforms, batch_first=True).to(self._device), lengths)
+    def _recognize(self, batch: EvaluationBatch) -> list[list[int]]:
+        """Return the tokens of each recording."""
+        output = self._model(batch.waveforms, batch.lengths)
         frame_lengths = output.lengths.tolist()
         if self._config.decoding.method == "greedy":
             return decode_greedily(output.log_probs, frame_lengths)

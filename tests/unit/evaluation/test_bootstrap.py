@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spear_plugin.evaluation import bootstrap_interval, paired_bootstrap_interval, ratio_bootstrap_interval
+from spear_plugin.evaluation import (
+    RatioStatistic,
+    bootstrap_interval,
+    cluster_ratio,
+    paired_bootstrap_interval,
+    paired_statistic_interval,
+    ratio_bootstrap_interval,
+    statistic_interval,
+)
 
 
 def test_bootstrap_interval_equals_the_normal_interval_when_clusters_are_single_examples() -> None:
@@ -115,3 +123,37 @@ def test_ratio_interval_refuses_empty_references() -> None:
         ratio_bootstrap_interval([0, 1], [0, 3], seed=0)
     with pytest.raises(ValueError, match="`denominators` must be of shape"):
         ratio_bootstrap_interval([0, 1], [3], seed=0)
+
+
+def test_a_ratio_of_clusters_has_the_interval_of_its_accuracy_and_of_its_differences() -> None:
+    generator = np.random.default_rng(3)
+
+    correct, other = generator.random(120) < 0.7, generator.random(120) < 0.5
+
+    clusters = generator.integers(20, size=120)
+
+    first, second = (cluster_ratio(hits, np.ones(120), clusters) for hits in (correct, other))
+
+    assert statistic_interval(first, seed=1) == bootstrap_interval(correct, clusters, seed=1)
+
+    expected = paired_bootstrap_interval(correct, other, clusters, seed=1)
+
+    assert vars(paired_statistic_interval(first, second, seed=1)) == pytest.approx(vars(expected))
+
+
+def test_a_ratio_may_have_clusters_of_nothing_but_not_only_those() -> None:
+    ratio = RatioStatistic(np.array([1.0, 0.0, 2.0]), np.array([2.0, 0.0, 2.0]))
+
+    assert ratio.values(np.array([[1.0, 1.0, 1.0], [0.0, 3.0, 0.0]])).tolist() == pytest.approx(
+        [0.75, np.nan], nan_ok=True
+    )
+
+    with pytest.raises(ValueError, match="has no value"):
+        statistic_interval(RatioStatistic(np.zeros(2), np.zeros(2)), seed=0)
+
+
+def test_a_difference_needs_the_same_clusters() -> None:
+    first, second = (RatioStatistic(np.ones(size), np.ones(size)) for size in (3, 4))
+
+    with pytest.raises(ValueError, match="must have the 3 clusters"):
+        paired_statistic_interval(first, second, seed=0)

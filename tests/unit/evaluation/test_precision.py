@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
-from spear_plugin.evaluation import mean_average_precision
+from spear_plugin.evaluation import AveragePrecisionStatistic, mean_average_precision, weighted_average_precisions
 
 
 def naive(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -36,3 +37,20 @@ def test_it_needs_a_label_and_equal_shapes() -> None:
         mean_average_precision(np.zeros((2, 2)), np.zeros((2, 2), dtype=bool))
     with pytest.raises(ValueError, match=r"of shape \(2, 2\)"):
         mean_average_precision(np.zeros((2, 2)), np.zeros((2, 3), dtype=bool))
+
+
+def test_weights_are_those_of_scikit_learn_and_equal_scores_are_found_together() -> None:
+    generator = np.random.default_rng(1)
+    scores, targets = np.round(generator.normal(size=(50, 3)), 1), generator.random((50, 3)) < 0.3
+    weights = generator.integers(4, size=(5, 50)).astype(np.float64)
+    expected = [
+        [average_precision_score(targets[:, c], scores[:, c], sample_weight=row) for c in range(3)] for row in weights
+    ]
+    assert weighted_average_precisions(scores, targets, weights) == pytest.approx(np.array(expected))
+
+
+def test_a_label_without_weight_has_no_precision_and_no_part_in_the_mean() -> None:
+    scores, targets = np.array([[0.9, 0.2], [0.1, 0.8]]), np.array([[True, False], [False, True]])
+    draws = np.array([[2.0, 0.0]])
+    assert np.isnan(weighted_average_precisions(scores, targets, draws)).tolist() == [[False, True]]
+    assert AveragePrecisionStatistic(scores, targets).values(draws).tolist() == [1.0]
