@@ -16,6 +16,8 @@ from torch.nn import Conv1d, GroupNorm, LayerNorm, Linear, Module, ModuleList
 from torch.nn.functional import gelu
 from typing_extensions import override
 
+from spear_plugin.models.spidr.convolution import convolve
+
 SAMPLE_RATE: Final = 16_000
 
 STANDARDIZATION_EPSILON: Final = 1e-5
@@ -78,12 +80,13 @@ class ConvLayer(Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C, T) for ``x`` (N, channels, frames or samples)."""
-        x = self.conv(x)
+        """Return (N, T, C) for ``x`` (N, frames or samples, channels)."""
+        (stride,) = self.conv.stride
+        x = convolve(x, self.conv.weight, self.conv.bias, stride)
         if isinstance(self.layer_norm, LayerNorm):
-            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
-        elif self.layer_norm is not None:
             x = self.layer_norm(x)
+        elif self.layer_norm is not None:
+            x = self.layer_norm(x.transpose(1, 2)).transpose(1, 2)
         return gelu(x)
 
     if TYPE_CHECKING:
@@ -137,12 +140,11 @@ class FeatureExtractor(Module):
     @override
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return (N, T, C) for ``waveforms`` (N, S)."""
-        # (N, S) -> (N, 1, S) -> (N, C, T)
-        x = waveforms[:, None]
+        # (N, S) -> (N, S, 1) -> (N, T, C)
+        x = waveforms[:, :, None]
         for layer in self.conv_layers:
             x = cast("ConvLayer", layer)(x)
-        # -> (N, T, C)
-        return x.transpose(1, 2)
+        return x
 
     if TYPE_CHECKING:
         __call__ = forward
