@@ -24,6 +24,7 @@ ALLOWED = {
     "spear_plugin.models.spear": {"spear_plugin.nn", "spear_plugin.models.zipformer"},
     "spear_plugin.models.spidr": {"spear_plugin.nn"},
     "spear_plugin.models.downstream": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
+    "spear_plugin.inference": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
 }
 # The files of `recipes` itself are what recipes share.
 SHARED = {f"recipes.{path.stem}" for path in (ROOT / "recipes").glob("*.py")} - {"recipes.__init__"}
