@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch.export import ExportedProgram
 
-from spear_plugin.inference.programs import INPUT_NAMES, FeatureProgram, quiet
+from spear_plugin.inference.programs import INPUT_NAMES, FeatureProgram, quiet_exporters
 
 WEIGHTS_SUFFIX: Final = ".data"
 """Of the file beside an ONNX file of more than 2 GB, the most that the format holds."""
@@ -26,7 +26,7 @@ def write_onnx(path: Path, program: FeatureProgram, graph: ExportedProgram, meta
         graph: As :func:`~spear_plugin.inference.programs.export_program` returns it.
         metadata: Texts by name, which runtimes show.
     """
-    with quiet("torch.onnx"):
+    with quiet_exporters():
         converted = torch.onnx.export(
             graph,
             dynamo=True,

@@ -105,22 +105,24 @@ def export_program(program: FeatureProgram, *, any_batch: bool = True) -> Export
     # Strides are compared where nobody asked for it: Zipformer's graph for two rows refuses one, and that of an odd
     # number of frames an even one, unless sizes of 0 and 1 count as any other. SpidR's refuses one row if they do.
     oblivious = fx_config.patch(backed_size_oblivious=isinstance(program.model, SpearModel))  # type: ignore[attr-defined]
-    with torch.no_grad(), oblivious, quiet("torch.fx.experimental.symbolic_shapes"):
+    with torch.no_grad(), oblivious, quiet_exporters():
         return torch.export.export(
             program, (waveforms, lengths), dynamic_shapes={"waveforms": {**batch, 1: Dim.DYNAMIC}, "lengths": batch}
         )
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Leave out the warnings of a logger: those of exporters are about what nobody can change, with stack traces."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_exporters() -> Iterator[None]:
+    """Leave out warnings of exporters: they are about what nobody can change, with stack traces."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _count_layer_frames(lengths: Tensor) -> Tensor:
