@@ -31,7 +31,9 @@ MIN_PROGRAM_SAMPLES: Final = 8_000
 
 INPUT_NAMES: Final = ("waveforms", "lengths")
 
-_EXAMPLE_SAMPLES: Final = (16_640, 12_000)
+EXAMPLE_SAMPLES: Final = (16_800, 12_000)
+"""Of the utterances that a graph is made with. The first has 49 Zipformer frames, to which every down-sampling adds
+some at the end: a graph made with a number that fits is only for numbers that fit."""
 
 
 @final
@@ -97,8 +99,8 @@ def export_program(program: FeatureProgram, *, any_batch: bool = True) -> Export
         any_batch: Whether N is any number, or 1. With 1 the graph is smaller and made in less than half of the time.
     """
     num_rows = 2 if any_batch else 1
-    lengths = torch.tensor(_EXAMPLE_SAMPLES[:num_rows])
-    waveforms = torch.zeros((num_rows, _EXAMPLE_SAMPLES[0]))
+    lengths = torch.tensor(EXAMPLE_SAMPLES[:num_rows])
+    waveforms = torch.zeros((num_rows, EXAMPLE_SAMPLES[0]))
     batch = {0: Dim.DYNAMIC} if any_batch else {}
     # The constants of the log-mel are made here, once, and not while a graph is traced.
     compute_fbank(waveforms, lengths)

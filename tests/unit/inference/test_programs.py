@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from spear_plugin.inference import FeatureProgram
+from spear_plugin.inference.programs import EXAMPLE_SAMPLES
+from spear_plugin.models.spear import get_spear_model_hub, num_output_frames
 from spear_plugin.models.spidr import SpidrModel, standardize_waveforms
 from tests.common import assert_equal
 from tests.unit.inference.makers import FAMILIES, create_model, create_recordings
@@ -35,3 +37,10 @@ def test_a_program_gives_what_the_model_gives_of_waveforms_in_their_own_scale(fa
 def test_layers_that_there_are_not_are_refused(layers: list[int]) -> None:
     with pytest.raises(ValueError, match="`layers` must be from 0 to 2, but are"):
         FeatureProgram(create_model("spear"), layers)
+
+
+@pytest.mark.parametrize("arch", ["tiny", "base", "large", "xlarge"])
+def test_the_example_of_a_graph_fits_no_down_sampling(arch: str) -> None:
+    config = get_spear_model_hub().get_arch_config(arch)
+    num_frames = num_output_frames(EXAMPLE_SAMPLES[0], config)
+    assert all(num_frames % factor != 0 for factor in config.zipformer.downsampling_factors if factor > 1)
