@@ -68,7 +68,7 @@ shared_interpreter() { [ $purpose = main ] || .venv/bin/python -c 'import sys; p
 site_packages() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
 install_main() {
-  install -c constraints.txt -e '.[demo,test,bench]'
+  install -c constraints.txt -e '.[demo,export,test,bench]'
   install --no-deps -r packages-without-dependencies.txt
   provide_libsndfile
   "$python" -c 'import fairseq2, spear_plugin' # fails here rather than in the middle of a job

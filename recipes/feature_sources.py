@@ -51,6 +51,9 @@ class FeatureSource(ABC):
     checkpoint: RunStep | None = None
     """What it is of, if it is a checkpoint of a run."""
 
+    model: SpearModel | SpidrModel | None = None
+    """What it reads, if that is a model of ours."""
+
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:
         """Return how many frames a file of ``num_samples`` at ``sample_rate`` gives; 0 if it is too short for one."""
@@ -71,7 +74,7 @@ class SpearSource(FeatureSource):
     name = "SPEAR"
 
     def __init__(self, model: SpearModel, *, output_only: bool = False) -> None:
-        self._model = model.eval()
+        self.model = self._model = model.eval()
         self._output_only = output_only
 
         sizes = model.config.zipformer
@@ -112,7 +115,7 @@ class SpidrSource(FeatureSource):
     sample_rate = SPIDR_SAMPLE_RATE
 
     def __init__(self, model: SpidrModel, *, output_only: bool = False) -> None:
-        self._model = model.eval()
+        self.model = self._model = model.eval()
         self._output_only = output_only
         self._geometry = model.feature_extractor.geometry
 

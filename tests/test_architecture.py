@@ -26,6 +26,7 @@ ALLOWED = {
     "spear_plugin.models.downstream": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
     "spear_plugin.models.lookup": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
     "spear_plugin.interfaces": {"spear_plugin.models", "spear_plugin.nn"},
+    "spear_plugin.inference": {"spear_plugin.models.spear", "spear_plugin.models.spidr"},
 }
 # The files of `recipes` itself are what recipes share.
 SHARED = {f"recipes.{path.stem}" for path in (ROOT / "recipes").glob("*.py")} - {"recipes.__init__"}

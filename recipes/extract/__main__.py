@@ -11,8 +11,9 @@ audio files.
 OUT becomes a feature store: shard-00000.safetensors, ... with a tensor (L, T, D) for each id (layers=last: (T, D), the
 output), or features/ID.npz with output.format=npz; index.tsv with id, file, frames; meta.json. Read it with
 spear_plugin.data.features.FeatureStore. Files without usable audio are left out and listed in failed.tsv. The same
-command started again goes on with the shards that are missing, on any number of processes. A file is read as a whole
-whatever its length: memory limits that, so cut recordings of many minutes first. OUT must stand before --config, which
+command started again goes on with the shards that are missing, on any number of processes. A file is encoded in one
+pass, whose memory grows by the square of its length; for recordings of minutes to hours say chunks='{seconds: 30,
+overlap_seconds: 10}'. OUT must stand before --config, which
 takes all values that follow it. Everything that can be set: --dump-config.
 """
 

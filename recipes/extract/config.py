@@ -7,6 +7,7 @@ from fairseq2.recipe.config import CommonSection, GangSection
 from fairseq2.utils.validation import Validatable, ValidationResult
 from typing_extensions import override
 
+from recipes.chunked_sources import ChunkSection
 from recipes.common import default_common_section
 from recipes.features import FeatureSection
 from recipes.stores import StoreCorpusSection
@@ -51,6 +52,10 @@ class ExtractConfig(Validatable):
 
     layers: str | list[int] = "last"
     """``last``: the source's output, (T, D). ``all``, or a list of indices from 0: hidden layers, (L, T, D)."""
+
+    chunks: ChunkSection | None = None
+    """Recordings longer than a chunk are encoded chunk by chunk, such as ``{seconds: 30, overlap_seconds: 10}``; by
+    default every recording in one pass."""
 
     corpus: ExtractCorpusSection = field(default_factory=ExtractCorpusSection)
 

@@ -9,6 +9,7 @@ from fairseq2.task import Task
 from torch import Tensor
 from typing_extensions import override
 
+from recipes.chunked_sources import ChunkedSource
 from recipes.extract.config import ExtractConfig
 from recipes.extract.corpus import find_manifest
 from recipes.feature_sources import FeatureSource
@@ -29,6 +30,10 @@ class ExtractRecipe(Recipe):
         config = context.get_config_as(ExtractConfig)
         source = open_source(config.source, device=context.device, output_only=config.layers == "last")
         layers = choose_layers(config.layers, source)
+        dim, kept = source.layer_dims[layers[0]], layers
+        if config.chunks is not None:
+            source = ChunkedSource(source, config.chunks, layers, output_only=config.layers == "last")
+            kept = list(range(len(layers)))
         rows = read_manifest(find_manifest(config.corpus, context.output_dir, context.gangs.root))
         shards = cut_by_seconds(rows, config.corpus.max_shard_seconds)
         meta = FeatureStoreMeta(
@@ -37,14 +42,14 @@ class ExtractRecipe(Recipe):
             pooling=config.output.pooling,
             dtype=config.output.dtype,
             file_format=config.output.format,
-            dim=source.layer_dims[layers[0]],
+            dim=dim,
             frame_rate_hz=source.timing.rate_hz,
             first_centre=source.timing.first_centre,
             manifest=rows_digest(rows),
             max_shard_seconds=config.corpus.max_shard_seconds,
             num_shards=len(shards),
         )
-        return StoreTask(context, config.corpus, shards, meta, LayerMaker(source, layers, meta))
+        return StoreTask(context, config.corpus, shards, meta, LayerMaker(source, kept, meta))
 
     @property
     @override

@@ -1,6 +1,6 @@
 """A strided convolution over time as matrix products, for CPUs.
 
-Kernels of SpidR's front end have up to two strides. Frames lie one after the other, (T, C), so the first ``stride`` taps
+Kernels of SpidR's front end have up to two strides. Frames lie one after another, (T, C), so the first ``stride`` taps
 of all kernels read consecutive memory, and so do the others: two matrix products without a copy. PyTorch's own
 convolution wants (C, T) and the norm after it (T, C); turning between them takes as long as the products.
 

@@ -10,9 +10,14 @@ from torch import Tensor
 INSTANCE_NORM_EPSILON: Final = 1e-5
 
 
+def is_on_host(lengths: Tensor) -> bool:
+    """Return whether ``lengths`` can be looked at without waiting for a device, and not only when a graph is traced."""
+    return lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def locate_frames(frame_lengths: Tensor, num_frames: int) -> Tensor | None:
     """Return (N, T) bool, True on valid frames; None if ``frame_lengths`` (N,) are on the host and all T are valid."""
-    if frame_lengths.device.type == "cpu" and bool((frame_lengths >= num_frames).all()):
+    if is_on_host(frame_lengths) and bool((frame_lengths >= num_frames).all()):
         return None
     return torch.arange(num_frames, device=frame_lengths.device) < frame_lengths[:, None]
 

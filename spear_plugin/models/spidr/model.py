@@ -24,6 +24,7 @@ from spear_plugin.models.spidr.frames import (
     check_mask,
     check_num_samples,
     find_frames,
+    is_on_host,
     locate_frames,
     normalize_over_time,
 )
@@ -254,7 +255,7 @@ class SpidrModel(Module):
         check_num_samples("waveforms", num_samples, geometry.receptive_field)
         if lengths is None:
             lengths = torch.full((num_rows,), num_samples, device="cpu")
-        elif lengths.device.type == "cpu" and num_rows > 0:
+        elif is_on_host(lengths) and num_rows > 0:
             check_num_samples("lengths", int(lengths.min()), geometry.receptive_field)
         frame_lengths = geometry.num_frames_of(lengths)
         is_valid = locate_frames(frame_lengths, geometry.num_frames(num_samples))
