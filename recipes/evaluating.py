@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
 import torch
 from fairseq2.logging import log
+from fairseq2.recipe.config import CommonSection, GangSection
+from fairseq2.utils.validation import Validatable, ValidationResult
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import override
 
-from recipes.common import CorpusSection, check_failures, read_batches, write_failures
+from recipes.common import CorpusSection, check_failures, default_common_section, read_batches, write_failures
 from recipes.tasks import WorkClock
 from spear_plugin.data.manifest import ManifestRow
 from spear_plugin.models.downstream import EncoderConfig, num_encoder_frames
@@ -20,6 +23,32 @@ from spear_plugin.models.downstream import EncoderConfig, num_encoder_frames
 FAILURES_FILE: Final = "failed.tsv"
 
 _SAMPLE_RATE: Final = 16_000
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig(Validatable):
+    """What all evaluations are configured by."""
+
+    checkpoint: str | None = None
+    """A card's name, or the folder of a fine-tuning run, whose last checkpoint is taken."""
+
+    corpus: CorpusSection = field(default_factory=CorpusSection)
+
+    num_resamples: int = 2000
+    """Of the bootstrap; with hundreds of labels and tens of thousands of recordings so many take minutes."""
+
+    gang: GangSection = field(default_factory=GangSection)
+
+    common: CommonSection = field(default_factory=default_common_section)
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = ValidationResult()
+        if self.checkpoint is None:
+            result.add_error("`checkpoint` must be the name of a card or the folder of a run.")
+        if self.num_resamples < 1:
+            result.add_error(f"`num_resamples` must be at least 1, but is {self.num_resamples}.")
+        return result
 
 
 @final
