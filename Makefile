@@ -31,7 +31,7 @@ lint: setup
 
 # Spread over the cores, and one process more: there is always a test that waits for Slurm rather than compute.
 test: lint
-	$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist worksteal
+	$(PYTHON) -m pytest -n $$(($$(nproc) + 1)) --maxprocesses 8 --dist worksteal --durations 15
 
 bench: setup
 	$(PYTHON) -m benchmarks.mvq_encode

@@ -9,7 +9,7 @@ Needs the alignment of the recordings, NAME.alignment.tsv beside the manifest (`
 OUT/masked_prediction.png: a recording behind a mask, the teacher's codes and those that `masked.checkpoint` predicts.
 OUT/codebook_usage.png: how often the entries of the codebooks in `stores` occur.
 
-What is not configured is not drawn. Accuracy layer by layer is drawn by `recipes.probe`, with `layers: all`. OUT must
+What is not configured is not drawn. Accuracy layer by layer is drawn by `recipes.probe` (`layers: best`). OUT must
 stand before --config, which takes all values that follow it. Everything that can be set: --dump-config.
 """
 

@@ -27,7 +27,8 @@ def read_released_shapes(size: str) -> dict[str, str]:
 
     del shapes["mask_emb"]
 
-    return shapes
+    # FSDP shards along the first axis, so scales of norms have one here.
+    return {key: "(1,)" if key.endswith(".log_scale") else shape for key, shape in shapes.items()}
 
 
 def is_unused_layer_parameter(key: str) -> bool:

@@ -51,7 +51,7 @@ def test_compiled_layers_give_the_same_losses(runner: PretrainRunner) -> None:
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("optimizer={name: scaled_adam, config: null}", "`optimizer.name` must not be scaled_adam"),
+        ("optimizer={name: scaled_adam, config: {lr: 0.02}}", "`optimizer.name` must not be scaled_adam"),
         ("running_average.every_n_steps=2", "`running_average.every_n_steps` must not be set"),
         ("trainer.fsdp.version=v1", "`trainer.fsdp.version` must be v2"),
         ("trainer.mixed_precision.mode=static", "`trainer.mixed_precision.mode` must be auto or off"),

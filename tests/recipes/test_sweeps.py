@@ -54,10 +54,10 @@ def test_the_ablations_commands_set_keys_that_there_are() -> None:
                 assert key.split(".")[0] in known
             if key.endswith("target_streams"):
                 weights = {stream["name"]: stream["weights"] for stream in parsed}
-                assert ("speech" in weights["audio"]) == ("loss=joint" in stage.name)
-                assert ("audio" in weights["speech"]) == ("loss=disjoint" not in stage.name)
+                assert ("speech" in weights["audio"]) == ("loss-joint" in stage.name)
+                assert ("audio" in weights["speech"]) == ("loss-disjoint" not in stage.name)
             if key.endswith("overrides.train"):
-                assert ("audio" in parsed[0]["codes"]) == ("loss=joint" in stage.name)
+                assert ("audio" in parsed[0]["codes"]) == ("loss-joint" in stage.name)
                 assert "audio" in parsed[1]["codes"]
 
 
