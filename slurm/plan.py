@@ -50,6 +50,9 @@ class PlannedStage:
 
     title: str
 
+    label: str
+    """What is special about this instance: the values that differ from the file's, and those of the repetition."""
+
     folder: Path
 
     commands: tuple[tuple[str, ...], ...]
@@ -174,6 +177,11 @@ class _Planner:
         _command(section, probe)
         variables = (probe.used & self.sweep.variables).union(*(used[need] for need in needs))
         label = label_of({key: values[key] for key in variables}) if variables else ""
+        special = ", ".join(
+            f"{key}={format_value(values[key])}"
+            for key in sorted(variables, key=lambda key: (key in self.sweep.repeat, key))
+            if key in self.sweep.repeat or values[key] != self.values.get(key)
+        )
         folder = self.out / name / label
         commands = tuple(
             _command(section, Substitution(known | array | {"array_index": i, "out": str(folder)}, source))
@@ -182,7 +190,8 @@ class _Planner:
         planned = PlannedStage(
             stage=name,
             name=f"{name}.{label}" if label else name,
-            title=f"{section.get('title') or name} {label}".strip(),
+            title=f"{section.get('title') or name} {special}".strip(),
+            label=special,
             folder=folder,
             commands=commands,
             needs=tuple(dict.fromkeys(here[need].name for need in needs)),

@@ -64,7 +64,7 @@ def stage_status(plan: Plan, stage: PlannedStage, *, is_local: bool) -> StageSta
         f"{name} {record[name]:.4g}" for record in (valid or records)[-1:] for name in _SHOWN_METRICS if name in record
     ]
     return StageStatus(
-        name=stage.name,
+        name=f"{stage.stage} {stage.label}".strip(),
         state=state,
         step=last.get("Step"),
         num_steps=planned_steps(stage.folder),

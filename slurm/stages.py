@@ -86,7 +86,12 @@ class StageRunner:
             folder.mkdir(parents=True, exist_ok=True)
         runs = {stage.name: _Run(stage) for stage in stages}
         try:
-            with Live(console=self._console, refresh_per_second=2, get_renderable=lambda: self._table(runs)):
+            with Live(
+                console=self._console,
+                refresh_per_second=2,
+                redirect_stdout=False,
+                get_renderable=lambda: self._table(runs),
+            ):
                 while any(run.state != "done" for run in runs.values()):
                     self._collect(runs)
                     self._start_ready(runs)
@@ -135,6 +140,7 @@ class StageRunner:
                 start_new_session=True,  # so that its own workers end with it
             )
         run.state, run.start = "running", time.monotonic()
+        self._announce(f"{run.stage.title}: started, see {self.log_path(run.stage)}")
 
     def _collect(self, runs: dict[str, _Run]) -> None:
         for run in runs.values():
@@ -153,16 +159,32 @@ class StageRunner:
                 )
             self.mark(run.stage).write(run.seconds)
             run.state = "done"
+            self._announce(f"{run.stage.title}: done, {run.seconds:.0f} s")
+
+    def _announce(self, text: str) -> None:
+        """Write a line where no table can be drawn anew, such as in the log of a job."""
+        if not self._console.is_terminal:
+            print(text, flush=True)
 
     def _table(self, runs: dict[str, _Run]) -> Table:
         table = Table(box=None, pad_edge=False)
         for heading in ("stage", "state", "time", "last line of its log"):
             table.add_column(heading, overflow="ellipsis", no_wrap=True)
-        for run in runs.values():
+        for run in self._shown(list(runs.values())):
             line = last_lines(self.log_path(run.stage), 1) if run.state == "running" else ""
             time_spent = f"{run.seconds:.0f} s" if run.seconds else ""
             table.add_row(run.stage.title, run.state, time_spent, line)
+        if len(table.rows) < len(runs):
+            table.caption = f"{sum(run.state == 'done' for run in runs.values())} of {len(runs)} stages done"
         return table
+
+    def _shown(self, runs: list[_Run]) -> list[_Run]:
+        """Return the runs that fit the terminal: all, or those that run, and then what waits in its order."""
+        num_rows = max(1, self._console.height - 3)
+        if len(runs) <= num_rows:
+            return runs
+        order = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
+        return sorted(runs, key=lambda run: order[run.state])[:num_rows]
 
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:

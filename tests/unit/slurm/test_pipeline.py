@@ -188,7 +188,14 @@ def test_the_status_tells_step_rate_and_time_left(plan: Plan) -> None:
     assert (status.state, status.step, status.num_steps, status.steps_per_second) == ("started", 150, 1150, 5.0)
     assert status.seconds_left == 200.0
     assert (status.metrics, status.log) == ("Loss 2", str(log))
+    assert status.name == "train seed=1"
     assert [format_seconds(s) for s in (7, 200, 7500)] == ["7 s", "3 min 20 s", "2 h 05 min"]
+
+
+def test_an_instance_is_labelled_by_what_is_special_about_it(plan: Plan) -> None:
+    assert [stage.label for stage in plan.stages if stage.stage == "quantizer"] == ["", "codebooks=1"]
+    labels = [stage.label for stage in plan.stages if stage.stage == "probe"]
+    assert labels[::3] == ["seed=1", "codebooks=1, seed=1", "kind=two, seed=1"]
 
 
 def test_a_pipeline_runs_here_and_is_not_run_twice(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from slurm.run import arrays_of
 
 def make(name: str) -> PlannedStage:
     return PlannedStage(
-        stage=name[:5], name=name, title=name, folder=Path(name), commands=(("-m", "x"),), needs=(),
+        stage=name[:5], name=name, title=name, label="", folder=Path(name), commands=(("-m", "x"),), needs=(),
         resources=Resources(),
     )  # fmt: skip
 

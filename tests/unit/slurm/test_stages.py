@@ -47,3 +47,22 @@ def test_a_failing_recipe_is_explained_by_its_own_error_and_not_by_what_torchrun
     with pytest.raises(StageError) as caught:
         StageRunner(tmp_path).run([Stage(name="bad", title="bad", arguments=("-c", script))])
     assert str(caught.value).splitlines()[1:] == ["2026-01-01 ERROR: no such key"]
+
+
+def test_without_a_terminal_each_stage_leaves_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    StageRunner(tmp_path).run([append_stage(tmp_path / "trace", "a")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"a: started, see {tmp_path / 'logs' / 'a.log'}"
+    assert lines[1].startswith("a: done, ")
+
+
+def test_a_long_table_shows_what_runs_and_how_much_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "8")
+    monkeypatch.setenv("COLUMNS", "80")
+    stages = [append_stage(tmp_path / "trace", f"stage-{i}") for i in range(9)]
+    StageRunner(tmp_path).run(stages)
+    table = [line for line in capsys.readouterr().out.splitlines() if ": " not in line]
+    assert "9 of 9 stages done" in table[-1]
+    assert sum("stage-" in line for line in table) == 5
