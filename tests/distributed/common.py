@@ -1,4 +1,4 @@
-"""Runs of `recipes.spear.pretrain` on several processes."""
+"""Runs of pre-training recipes on several processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ from pathlib import Path
 from tests.recipes.common import REGULARIZED_MODEL, TINY_DEMO
 
 
+def start_recipe(
+    module: str, folder: Path, config_file: str, *options: str, num_processes: int
+) -> subprocess.Popen[bytes]:
+    """Start a recipe in a session of its own, each process with one thread."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.Popen(
+        [
+            *(sys.executable, *(launcher if num_processes > 1 else []), "-m", module, str(folder), "--no-rich"),
+            *("--config-file", config_file, "--config", *options),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def start_pretraining(
     folder: Path, corpora: str, *options: str, num_processes: int, num_steps: int
 ) -> subprocess.Popen[bytes]:
-    """Start pre-training on what `write_test_codes` returned."""
-    arguments = [
+    """Start `recipes.spear.pretrain` on what `write_test_codes` returned."""
+    return start_recipe(
         "recipes.spear.pretrain",
-        str(folder),
-        "--no-rich",
-        "--config-file",
+        folder,
         TINY_DEMO,
-        "--config",
         *(f"dataset.config_overrides.{split}={corpora}" for split in ("train", "valid")),
         REGULARIZED_MODEL,
         "dataset.max_batch_seconds=8",
@@ -29,12 +43,5 @@ def start_pretraining(
         "regime.publish_metrics_every_n_steps=1",
         "common.metric_recorders.tensorboard.enabled=false",
         *options,
-    ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.Popen(
-        [sys.executable, *(launcher if num_processes > 1 else []), "-m", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        num_processes=num_processes,
     )
