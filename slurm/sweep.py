@@ -79,7 +79,7 @@ def _expand(name: str, values: Any, source: str) -> list[Cell]:
     for combination in itertools.product(*alternatives):
         chosen = dict(zip(values, combination, strict=True))
         suffix = ",".join(f"{key}={chosen[key]}" for key in varied)
-        cells.append(Cell(f"{name} {suffix}".strip() if suffix and suffix != name else name, chosen))
+        cells.append(Cell(suffix if varied == [name] else f"{name} {suffix}".strip(), chosen))
     return cells
 
 

@@ -10,7 +10,7 @@ from slurm.pipeline import main
 from slurm.plan import Plan, read_plan
 from slurm.progress import format_seconds, stage_status
 from slurm.results import estimate
-from slurm.sweep import label_of
+from slurm.sweep import label_of, read_sweep
 
 PIPELINE = """\
 out: {out}
@@ -141,6 +141,11 @@ def test_an_interval_is_students() -> None:
     assert result.mean + (result.half_width or 0.0) == pytest.approx(6.1279, abs=1e-3)
     assert str(estimate([0.25])) == "0.25"
     assert estimate([]) is None
+
+
+def test_a_cell_that_is_called_like_its_value_is_not_named_twice() -> None:
+    sweep = read_sweep({"cells": {"alpha": {"alpha": [0, 1]}, "more alpha": {"alpha": [2]}}}, "file")
+    assert [cell.name for cell in sweep.cells] == ["alpha=0", "alpha=1", "more alpha alpha=2"]
 
 
 def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
