@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 from rich.live import Live
@@ -79,28 +83,35 @@ class StageRunner:
     def run(self, stages: list[Stage]) -> dict[str, float]:
         """Run all stages and return the seconds each took in this or an earlier call.
 
+        When this process is stopped by Ctrl-C or SIGTERM, so are the commands.
+
         Raises:
-            StageError: if a command ends with an error; the others are stopped.
+            StageError: A command ended with an error, and the others are stopped; or another process runs stages in the
+                same folder.
         """
         for folder in (self._log_folder, self._mark_folder):
             folder.mkdir(parents=True, exist_ok=True)
         runs = {stage.name: _Run(stage) for stage in stages}
-        try:
-            with Live(
-                console=self._console,
-                refresh_per_second=2,
-                redirect_stdout=False,
-                get_renderable=lambda: self._table(runs),
-            ):
-                while any(run.state != "done" for run in runs.values()):
-                    self._collect(runs)
-                    self._start_ready(runs)
-                    time.sleep(0.2)
-        finally:
-            for run in runs.values():
-                if run.process is not None:
-                    _terminate(run.process)
+        with _locked(self._mark_folder / "lock"), _ended_by_sigterm():
+            try:
+                self._run_all(runs)
+            finally:
+                for run in runs.values():
+                    if run.process is not None:
+                        _terminate(run.process)
         return {name: run.seconds for name, run in runs.items()}
+
+    def _run_all(self, runs: dict[str, _Run]) -> None:
+        with Live(
+            console=self._console,
+            refresh_per_second=2,
+            redirect_stdout=False,
+            get_renderable=lambda: self._table(runs),
+        ):
+            while any(run.state != "done" for run in runs.values()):
+                self._collect(runs)
+                self._start_ready(runs)
+                time.sleep(0.2)
 
     def log_path(self, stage: Stage) -> Path:
         """Return the file of a stage's output."""
@@ -185,6 +196,33 @@ class StageRunner:
             return runs
         order = {"failed": 0, "running": 1, "waiting": 2, "done": 3}
         return sorted(runs, key=lambda run: order[run.state])[:num_rows]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"another process runs stages in {path.parent.parent}; stop it first.") from None
+        yield
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that what is to be done at the end is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signal_number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + signal_number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,7 +43,7 @@ def test_a_failing_stage_names_its_log_and_stops_the_others(tmp_path: Path) -> N
     with pytest.raises(StageError, match=r"'the bad one' ended with exit code 1.*bad\.log(.|\n)*no such corpus"):
         StageRunner(tmp_path, num_cores=2).run(stages)
     assert not (tmp_path / "trace").exists()
-    assert not list((tmp_path / "stages").iterdir())
+    assert not list((tmp_path / "stages").glob("*.done"))
 
 
 def test_a_failing_recipe_is_explained_by_its_own_error_and_not_by_what_torchrun_adds(tmp_path: Path) -> None:
@@ -66,3 +70,33 @@ def test_a_long_table_shows_what_runs_and_how_much_is_done(
     table = [line for line in capsys.readouterr().out.splitlines() if ": " not in line]
     assert "9 of 9 stages done" in table[-1]
     assert sum("stage-" in line for line in table) == 5
+
+
+LONG_PIPELINE = """\
+import sys
+from pathlib import Path
+from slurm.stages import Stage, StageError, StageRunner
+script = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+try:
+    StageRunner(Path(sys.argv[1])).run([Stage(name="long", title="long", arguments=("-c", script, sys.argv[2]))])
+except StageError as ex:
+    sys.exit(str(ex))
+"""
+
+
+def test_a_terminated_runner_takes_its_commands_with_it_and_a_second_one_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LONG_PIPELINE, str(tmp_path)]
+    first = subprocess.Popen([*command, str(tmp_path / "first")])
+    try:
+        while not (tmp_path / "first").exists() or not (pid := (tmp_path / "first").read_text()):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = subprocess.run([*command, str(tmp_path / "second")], capture_output=True, text=True, timeout=60)
+        assert second.stderr.strip() == f"another process runs stages in {tmp_path}; stop it first."
+        assert second.returncode == 1
+        assert not (tmp_path / "second").exists()
+        assert Path("/proc", pid).exists()
+    finally:
+        first.terminate()
+    assert first.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not Path("/proc", pid).exists()
