@@ -1,4 +1,5 @@
-"""A sweep's table: each cell's metrics as mean and 95 % interval over its repetitions.
+"""A sweep's tables: each cell's metrics, and their paired differences to the first cell, as mean and 95 % interval over
+its repetitions.
 
     table:
       - {name: valid loss, stage: pretraining, file: metrics/valid.jsonl, key: Loss}
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
+from rich.console import Group
 from rich.table import Table
 
 from slurm.files import LaunchError, write_atomically
@@ -59,8 +61,20 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)), len(values))
 
 
-def collect(plan: Plan) -> dict[str, dict[str, Estimate | None]]:
-    """Return, for each cell, the estimate of each metric from the results that are there.
+@final
+@dataclass(frozen=True)
+class Result:
+    """A metric of a cell."""
+
+    value: Estimate | None
+    """None: there are no results yet."""
+
+    difference: Estimate | None
+    """To the sweep's first cell, over the repetitions that both have; None for that cell itself."""
+
+
+def collect(plan: Plan) -> dict[str, dict[str, Result]]:
+    """Return each cell's metrics from the results that are there.
 
     Raises:
         LaunchError: A metric's description, or its key in a file, is wrong.
@@ -68,31 +82,60 @@ def collect(plan: Plan) -> dict[str, dict[str, Estimate | None]]:
     for metric in plan.metrics:
         if not isinstance(metric, dict) or set(metric) != _METRIC_KEYS:
             raise LaunchError(f"`table`: a metric has {', '.join(sorted(_METRIC_KEYS))}, but one is {metric!r}.")
-    return {
-        cell: {
-            metric["name"]: estimate([v for run in runs if (v := _read_metric(metric, run)) is not None])
-            for metric in plan.metrics
-        }
-        for cell, runs in plan.cells.items()
-    }
+    results: dict[str, dict[str, Result]] = {cell: {} for cell in plan.cells}
+    for metric in plan.metrics:
+        values = {cell: [_read_metric(metric, run) for run in runs] for cell, runs in plan.cells.items()}
+        first = next(iter(values))
+        for cell, row in values.items():
+            pairs = zip(row, values[first], strict=True) if cell != first else ()
+            results[cell][metric["name"]] = Result(
+                value=estimate([value for value in row if value is not None]),
+                difference=estimate([a - b for a, b in pairs if a is not None and b is not None]),
+            )
+    return results
 
 
-def write_tables(plan: Plan, results: Mapping[str, Mapping[str, Estimate | None]]) -> Table:
-    """Write ``OUT/table.tsv`` and ``OUT/table.md``, and return the table for a terminal."""
+def write_tables(plan: Plan, results: Mapping[str, Mapping[str, Result]]) -> Group:
+    """Write ``OUT/table.tsv`` and ``OUT/table.md``, and return the tables for a terminal."""
     names = [metric["name"] for metric in plan.metrics]
-    heads = [part for name in names for part in (name, f"{name}: half of 95 % interval", f"{name}: runs")]
-    tsv = ["\t".join(["cell", *heads])]
-    markdown = ["| " + " | ".join(["cell", *names]) + " |", "|---" * (len(names) + 1) + "|"]
-    table = Table(title="mean ± half of the 95 % interval")
+    values = {cell: [row[name].value for name in names] for cell, row in results.items()}
+    differences = {cell: [row[name].difference for name in names] for cell, row in results.items()}
+    first = next(iter(results))
+    del differences[first]
+
+    heads = ["cell"]
+    for name in names:
+        heads += [name, f"{name}: half of 95 % interval", f"{name}: runs"]
+        heads += [f"{name}: difference to {first}", f"{name}: half of its 95 % interval", f"{name}: pairs"]
+    tsv = ["\t".join(heads)]
+    for cell, row in results.items():
+        estimates = [e for name in names for e in (row[name].value, row[name].difference)]
+        tsv.append("\t".join([cell, *(part for e in estimates for part in _tsv_parts(e))]))
+    write_atomically(plan.out / "table.tsv", "\n".join(tsv) + "\n")
+
+    titles = ("mean ± half of the 95 % interval", f"difference to {first}, paired, ± half of the 95 % interval")
+    shown = [(titles[0], values), *([(titles[1], differences)] if differences else [])]
+    text = "\n\n".join(f"{title}\n\n{_markdown(names, rows)}" for title, rows in shown)
+    write_atomically(plan.out / "table.md", text + "\n")
+    return Group(*(_terminal_table(title, names, rows) for title, rows in shown))
+
+
+_Rows = Mapping[str, Sequence[Estimate | None]]
+
+
+def _markdown(names: Sequence[str], rows: _Rows) -> str:
+    lines = ["| " + " | ".join(["cell", *names]) + " |", "|---" * (len(names) + 1) + "|"]
+    for cell, estimates in rows.items():
+        lines.append("| " + " | ".join([cell, *(str(e or "") for e in estimates)]) + " |")
+    return "\n".join(lines)
+
+
+def _terminal_table(title: str, names: Sequence[str], rows: _Rows) -> Table:
+    table = Table(title=title)
     for head in ("cell", *names):
         table.add_column(head)
-    for cell, row in results.items():
-        cells = [str(row[name] or "") for name in names]
-        table.add_row(cell, *cells)
-        markdown.append("| " + " | ".join([cell, *cells]) + " |")
-        tsv.append("\t".join([cell, *(part for name in names for part in _tsv_parts(row[name]))]))
-    write_atomically(plan.out / "table.tsv", "\n".join(tsv) + "\n")
-    write_atomically(plan.out / "table.md", "\n".join(markdown) + "\n")
+    for cell, estimates in rows.items():
+        table.add_row(cell, *(str(e or "") for e in estimates))
     return table
 
 

@@ -151,8 +151,9 @@ def test_a_cell_that_is_called_like_its_value_is_not_named_twice() -> None:
 def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
     tmp_path: Path, plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed, loss in ((1, 1.0), (2, 2.0), (3, 4.0)):
-        run = plan.out / "train" / f"codebooks-2__kind-one__seed-{seed}"
+    losses = {"codebooks-2__kind-one": {1: 1.0, 2: 2.0, 3: 4.0}, "codebooks-2__kind-two": {1: 1.5, 3: 5.5}}
+    for (name, seed), loss in {(name, seed): loss for name, of in losses.items() for seed, loss in of.items()}.items():
+        run = plan.out / "train" / f"{name}__seed-{seed}"
         (run / "metrics").mkdir(parents=True)
         (run / "metrics" / "valid.jsonl").write_text(f'{{"Loss": 9.0}}\n{{"Loss": {loss}}}\n')
     probe = plan.out / "probe" / "codebooks-1__kind-one__seed-1"
@@ -162,17 +163,28 @@ def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
 
     assert main(["table", str(write_pipeline(tmp_path))]) == 0
     lines = (plan.out / "table.md").read_text().splitlines()
-    assert lines[0] == "| cell | Loss | events |"
-    assert lines[2:] == [
+    assert lines[0] == "mean ± half of the 95 % interval"
+    assert lines[2] == "| cell | Loss | events |"
+    assert lines[4:8] == [
         "| base | 2.333 ± 3.8 |  |",
         "| books codebooks=1 |  | 1 |",
         "| books codebooks=2 | 2.333 ± 3.8 |  |",
-        "| two |  |  |",
+        "| two | 3.5 ± 25 |  |",
     ]
-    first = (plan.out / "table.tsv").read_text().splitlines()[1].split("\t")
-    assert (first[0], first[3], first[6]) == ("base", "3", "0")
-    assert float(first[1]) == pytest.approx(7 / 3)
-    assert "2.333 ± 3.8" in capsys.readouterr().out
+    assert lines[9] == "difference to base, paired, ± half of the 95 % interval"
+    # seeds 1 and 3 are there in both: 0.5 and 1.5 more
+    assert lines[13:] == ["| books codebooks=1 |  |  |", "| books codebooks=2 | 0 ± 0 |  |", "| two | 1 ± 6.4 |  |"]
+    rows = [line.split("\t") for line in (plan.out / "table.tsv").read_text().splitlines()]
+    assert len({len(row) for row in rows}) == 1
+    records = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+    assert records["base"]["Loss: runs"] == "3"
+    assert records["base"]["Loss: difference to base"] == records["base"]["events"] == ""
+    assert float(records["base"]["Loss"]) == pytest.approx(7 / 3)
+    assert float(records["two"]["Loss: difference to base"]) == 1.0
+    assert records["two"]["Loss: pairs"] == "2"
+    shown = capsys.readouterr().out
+    assert "2.333 ± 3.8" in shown
+    assert "1 ± 6.4" in shown
 
     (probe / "probe.json").write_text("{}")
     assert main(["table", str(write_pipeline(tmp_path))]) == 2
