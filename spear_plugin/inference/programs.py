@@ -35,6 +35,9 @@ EXAMPLE_SAMPLES: Final = (16_800, 12_000)
 """Of the utterances that a graph is made with. The first has 49 Zipformer frames, to which every down-sampling adds
 some at the end: a graph made with a number that fits is only for numbers that fit."""
 
+_EXPORTERS: Final = ("torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnx_ir", "onnxscript")
+"""Loggers."""
+
 
 @final
 class FeatureProgram(Module):
@@ -116,7 +119,7 @@ def export_program(program: FeatureProgram, *, any_batch: bool = True) -> Export
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
     """Leave out warnings of exporters: they are about what nobody can change, with stack traces."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in _EXPORTERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
