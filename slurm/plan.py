@@ -176,28 +176,30 @@ class _Planner:
         probe = Substitution(known | array | {"out": "OUT"}, source)
         _command(section, probe)
         variables = (probe.used & self.sweep.variables).union(*(used[need] for need in needs))
-        label = label_of({key: values[key] for key in variables}) if variables else ""
-        special = ", ".join(
-            f"{key}={format_value(values[key])}"
-            for key in sorted(variables, key=lambda key: (key in self.sweep.repeat, key))
-            if key in self.sweep.repeat or values[key] != self.values.get(key)
-        )
-        folder = self.out / name / label
+        subfolder = label_of({key: values[key] for key in variables}) if variables else ""
+        folder = self.out / name / subfolder
         commands = tuple(
             _command(section, Substitution(known | array | {"array_index": i, "out": str(folder)}, source))
             for i in range(size)
         )
+        label = self._label(variables, values)
         planned = PlannedStage(
             stage=name,
-            name=f"{name}.{label}" if label else name,
-            title=f"{section.get('title') or name} {special}".strip(),
-            label=special,
+            name=f"{name}.{subfolder}" if subfolder else name,
+            title=f"{section.get('title') or name} {label}".strip(),
+            label=label,
             folder=folder,
             commands=commands,
             needs=tuple(dict.fromkeys(here[need].name for need in needs)),
             resources=resources,
         )
         return planned, variables
+
+    def _label(self, variables: set[str], values: dict[str, Any]) -> str:
+        """Return those values that differ from the file's, and then those of the repetition."""
+        repeat = self.sweep.repeat
+        different = sorted(key for key in variables if key not in repeat and values[key] != self.values.get(key))
+        return ", ".join(f"{key}={format_value(values[key])}" for key in (*different, *sorted(variables & set(repeat))))
 
 
 def _command(section: dict[str, Any], substitute: Substitution) -> tuple[str, ...]:

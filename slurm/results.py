@@ -83,9 +83,9 @@ def collect(plan: Plan) -> dict[str, dict[str, Result]]:
         if not isinstance(metric, dict) or set(metric) != _METRIC_KEYS:
             raise LaunchError(f"`table`: a metric has {', '.join(sorted(_METRIC_KEYS))}, but one is {metric!r}.")
     results: dict[str, dict[str, Result]] = {cell: {} for cell in plan.cells}
+    first = next(iter(plan.cells))
     for metric in plan.metrics:
         values = {cell: [_read_metric(metric, run) for run in runs] for cell, runs in plan.cells.items()}
-        first = next(iter(values))
         for cell, row in values.items():
             pairs = zip(row, values[first], strict=True) if cell != first else ()
             results[cell][metric["name"]] = Result(

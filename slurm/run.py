@@ -18,7 +18,7 @@ from slurm.job import RecipeJob
 from slurm.plan import Plan, PlannedStage
 from slurm.resources import Resources
 from slurm.snapshot import save_code_state
-from slurm.stages import Stage, stage_mark
+from slurm.stages import Stage, stage_mark, torchrun
 from slurm.submission import submit
 
 ALIVE: Final = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", "RESIZING")
@@ -36,7 +36,7 @@ def local_stages(plan: Plan, num_cores: int) -> list[Stage]:
         Stage(
             name=name,
             title=name if len(stage.commands) > 1 else stage.title,
-            arguments=(*torchrun(stage.resources), *command),
+            arguments=(*_launcher(stage.resources), *command),
             needs=tuple(member for need in stage.needs for member in members[need]),
             num_threads=min(num_cores, stage.resources.num_tasks * stage.resources.cpus_per_task),
             num_processes=stage.resources.num_tasks,
@@ -46,11 +46,8 @@ def local_stages(plan: Plan, num_cores: int) -> list[Stage]:
     ]
 
 
-def torchrun(resources: Resources) -> tuple[str, ...]:
-    """Return the arguments before a command that has several processes on this machine."""
-    if resources.num_tasks == 1:
-        return ()
-    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={resources.num_tasks}")
+def _launcher(resources: Resources) -> tuple[str, ...]:
+    return torchrun(resources.num_tasks) if resources.num_tasks > 1 else ()
 
 
 def member_names(stage: PlannedStage) -> list[str]:
@@ -63,7 +60,7 @@ def member_names(stage: PlannedStage) -> list[str]:
 def member_mark(plan: Plan, stage: PlannedStage, index: int, *, is_local: bool) -> Mark:
     """Return the mark of a stage's command. Commands of this machine carry torchrun with them."""
     command = stage.commands[index]
-    arguments = (*torchrun(stage.resources), *command) if is_local else command
+    arguments = (*_launcher(stage.resources), *command) if is_local else command
     return stage_mark(plan.out, member_names(stage)[index], arguments)
 
 

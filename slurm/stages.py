@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -14,12 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from slurm.files import Mark
+
+# What file systems say that have no locks, such as Lustre as many clusters mount it.
+_NO_LOCKS: Final = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class StageError(RuntimeError):
@@ -47,6 +52,11 @@ class Stage:
 
     num_processes: int = 1
     """Processes that share the threads."""
+
+
+def torchrun(num_processes: int) -> tuple[str, ...]:
+    """Return the arguments of the Python interpreter before a command that is to have several processes."""
+    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
 
 
 def stage_mark(folder: Path, name: str, arguments: Sequence[str]) -> Mark:
@@ -92,7 +102,7 @@ class StageRunner:
         for folder in (self._log_folder, self._mark_folder):
             folder.mkdir(parents=True, exist_ok=True)
         runs = {stage.name: _Run(stage) for stage in stages}
-        with _locked(self._mark_folder / "lock"), _ended_by_sigterm():
+        with _locked(self._mark_folder.with_suffix(".lock")), _ended_by_sigterm():
             try:
                 self._run_all(runs)
             finally:
@@ -204,7 +214,10 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StageError(f"another process runs stages in {path.parent.parent}; stop it first.") from None
+            raise StageError(f"another process runs stages in {path.parent}; stop it first.") from None
+        except OSError as ex:
+            if ex.errno not in _NO_LOCKS:
+                raise
         yield
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from slurm.stages import Stage
+from slurm.stages import Stage, torchrun
 
 SPEECH_TEACHER: Final = ("teacher.name=whisper", "teacher.layer=3")
 AUDIO_TEACHER: Final = ("teacher.name=aisfx",)
@@ -67,7 +67,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
             name="pretraining",
             title="pre-train the student (tiny Zipformer)",
             arguments=(
-                *_torchrun(num_trainers),
+                *torchrun(num_trainers),
                 *_recipe("recipes.spear.pretrain", folders.pretraining),
                 *("--config-file", "recipes/spear/pretrain/configs/tiny_demo.yaml", "--config"),
                 f"dataset.max_batch_seconds={16 / num_trainers}",
@@ -120,7 +120,7 @@ def _stream_stages(
             name=f"codes_{stream}",
             title=f"encode with the {stream} teacher",
             arguments=(
-                *_torchrun(num_cores),
+                *torchrun(num_cores),
                 *_recipe("recipes.mvq.encode", folders.codes(stream), "--config", *teacher),
                 f"quantizer.path={quantizer / 'quantizer'}",
                 f"corpus.manifest={corpus}",
@@ -132,10 +132,6 @@ def _stream_stages(
             num_processes=num_cores,
         ),
     ]
-
-
-def _torchrun(num_processes: int) -> tuple[str, ...]:
-    return ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
 
 
 def _recipe(module: str, folder: Path, *options: str) -> tuple[str, ...]:

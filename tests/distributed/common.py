@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from slurm.stages import torchrun
 from tests.recipes.common import REGULARIZED_MODEL, TINY_DEMO
 
 
@@ -14,10 +15,10 @@ def start_recipe(
     module: str, folder: Path, config_file: str, *options: str, num_processes: int
 ) -> subprocess.Popen[bytes]:
     """Start a recipe in a session of its own, each process with one thread."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    launcher = torchrun(num_processes) if num_processes > 1 else ()
     return subprocess.Popen(
         [
-            *(sys.executable, *(launcher if num_processes > 1 else []), "-m", module, str(folder), "--no-rich"),
+            *(sys.executable, *launcher, "-m", module, str(folder), "--no-rich"),
             *("--config-file", config_file, "--config", *options),
         ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

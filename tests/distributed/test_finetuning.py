@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slurm.stages import torchrun
 from tests.common import assert_close
 from tests.recipes.downstream import SHORT_RUN, save_spear_run, write_corpus, write_tones
 
@@ -24,10 +25,10 @@ def finetune(folder: Path, corpus: str, num_processes: int, *options: str) -> li
     for path in folder.glob("rank_*.pt"):
         path.unlink()
     folder.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    launcher = torchrun(num_processes) if num_processes > 1 else ()
     data = [f"dataset.config_overrides.{split}={corpus}" for split in ("train", "valid")]
     command = [
-        *(sys.executable, *(launcher if num_processes > 1 else []), "-m", "tests.distributed.finetune_program"),
+        *(sys.executable, *launcher, "-m", "tests.distributed.finetune_program"),
         *(str(folder), str(folder / "run"), "--no-rich", "--config-file", TINY_DEMO, "--config"),
         *(*data, *SHORT_RUN, "mixup.probability=0", "dataset.max_batch_seconds=2", *options),
     ]

@@ -13,6 +13,7 @@ import torch
 from fairseq2.device import CPU
 
 from recipes.extract.recipe import ExtractRecipe
+from slurm.stages import torchrun
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.feature_writer import FeatureStoreWriter, StoredFeatures
 from spear_plugin.data.features import FeatureStore, FeatureStoreError
@@ -269,7 +270,7 @@ def test_a_store_tells_what_is_wrong_with_it(extract: Call, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_processes_write_the_same_features(extract: Call, run: Path, manifest: Path, tmp_path: Path) -> None:
     assert extract() == (0, [])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [sys.executable, *torchrun(2)]
     arguments = make_arguments(tmp_path / "two", run, manifest)
     result = subprocess.run(
         [*launcher, "-m", "recipes.extract", *arguments, "--no-rich"],

@@ -14,6 +14,7 @@ from fairseq2.recipe.run import run
 from recipes.mvq.encode.config import EncodeCorpusSection, MvqEncodeConfig
 from recipes.mvq.encode.recipe import MvqEncodeRecipe
 from recipes.targets import QuantizerSection
+from slurm.stages import torchrun
 from spear_plugin.data.audio import read_audio
 from spear_plugin.data.codes import CodeStore, CodeStoreWriter
 from spear_plugin.data.manifest import manifest_digest, read_manifest
@@ -255,7 +256,7 @@ def test_run_ends_with_one_line_when_the_folder_holds_codes_of_another_quantizer
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(manifest: Path, quantizer: Path, store: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [sys.executable, *torchrun(2)]
     command = [*launcher, "-m", "recipes.mvq.encode", *_arguments(manifest, quantizer, tmp_path), "--no-rich"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 

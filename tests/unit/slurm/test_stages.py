@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import signal
 import subprocess
 import sys
@@ -43,7 +45,7 @@ def test_a_failing_stage_names_its_log_and_stops_the_others(tmp_path: Path) -> N
     with pytest.raises(StageError, match=r"'the bad one' ended with exit code 1.*bad\.log(.|\n)*no such corpus"):
         StageRunner(tmp_path, num_cores=2).run(stages)
     assert not (tmp_path / "trace").exists()
-    assert not list((tmp_path / "stages").glob("*.done"))
+    assert not list((tmp_path / "stages").iterdir())
 
 
 def test_a_failing_recipe_is_explained_by_its_own_error_and_not_by_what_torchrun_adds(tmp_path: Path) -> None:
@@ -100,3 +102,12 @@ def test_a_terminated_runner_takes_its_commands_with_it_and_a_second_one_is_refu
         first.terminate()
     assert first.wait(timeout=30) == 128 + signal.SIGTERM
     assert not Path("/proc", pid).exists()
+
+
+def test_stages_run_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    StageRunner(tmp_path).run([append_stage(tmp_path / "trace", "a")])
+    assert (tmp_path / "trace").read_text() == "a "
