@@ -135,18 +135,18 @@ def embed_one_by_one(embed: Callable[[Tensor], Tensor], waveforms: Tensor, num_s
     return pad_sequence(rows, batch_first=True)
 
 
-def standardize(waveforms: Tensor, num_samples: list[int]) -> Tensor:
+def standardize(waveforms: Tensor, num_samples: list[int], *, epsilon: float = 1e-7) -> Tensor:
     """Give each utterance (N, S) zero mean and unit variance over its own samples; the padding is zero, and stays so.
 
     Of the published recipes some normalise the whole padded batch and some each utterance; only the latter does not
-    depend on the batch. The epsilon of 1e-7 is that of ``Wav2Vec2FeatureExtractor`` in transformers.
+    depend on the batch. The default epsilon is that of ``Wav2Vec2FeatureExtractor`` in transformers.
     """
     counts = torch.tensor(num_samples, device=waveforms.device).unsqueeze(-1).clamp(min=1)
     mean = waveforms.sum(dim=-1, keepdim=True) / counts
     centred = (waveforms - mean).masked_fill(~_valid_mask(num_samples, waveforms), 0.0)
     variance = centred.square().sum(dim=-1, keepdim=True) / counts
 
-    return centred * (variance + 1e-7).rsqrt()
+    return centred * (variance + epsilon).rsqrt()
 
 
 def _valid_mask(lengths: list[int], sequences: Tensor) -> Tensor:

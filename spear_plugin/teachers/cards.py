@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -27,6 +28,16 @@ def load_asset(name: str) -> Module:
         return load_model(_find_card(name), device=torch.device("cpu"), dtype=torch.float32)
     except (ModelNotKnownError, AssetCardError, AssetMetadataError, CorruptModelCheckpointError, OSError) as ex:
         raise TeacherError(f"{name}: the fairseq2 asset cannot be loaded: {ex} Check `teacher.path`.") from ex
+
+
+def digest_weights(model: Module) -> str:
+    """Return eight hexadecimal digits that change with any weight, for the name of a model that has none of its own."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    return digest.hexdigest()[:8]
 
 
 def _find_card(name: str) -> AssetCard | str:

@@ -14,6 +14,7 @@ from spear_plugin.teachers.huggingface import load_huggingface_teacher
 from spear_plugin.teachers.log_mel import load_log_mel_teacher
 from spear_plugin.teachers.plugins import list_plugin_teachers, load_plugin_teacher
 from spear_plugin.teachers.spear import load_spear_teacher
+from spear_plugin.teachers.spidr import load_spidr_teacher
 from spear_plugin.teachers.torchaudio import load_torchaudio_teacher
 from spear_plugin.teachers.wav2vec2 import load_wav2vec2_teacher
 from spear_plugin.teachers.weights import PackagedWeights, find_weights
@@ -78,6 +79,10 @@ def _load_spear(config: TeacherConfig) -> Teacher:
     return load_spear_teacher(_require_path(config, "the name of an asset card or the folder of a run"), config.layer)
 
 
+def _load_spidr(config: TeacherConfig) -> Teacher:
+    return load_spidr_teacher(_require_path(config, "the name of an asset card or the folder of a run"), config.layer)
+
+
 def _load_log_mel(config: TeacherConfig) -> Teacher:
     if config.path is not None:
         raise TeacherError("`teacher.path` must not be set when `teacher.name` is log_mel, which has no weights.")
@@ -100,5 +105,6 @@ _LOADERS: Final[dict[str, Callable[[TeacherConfig], Teacher | None]]] = {
     "torchaudio": _load_torchaudio,
     "fairseq2_wav2vec2": _load_wav2vec2,
     "spear": _load_spear,
+    "spidr": _load_spidr,
     "log_mel": _load_log_mel,
 }

@@ -11,16 +11,14 @@ The front end of the model is narrower than an utterance, so the last 60 to 70 m
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any, Final, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from typing_extensions import override
 
 from spear_plugin.teachers.base import Teacher, TeacherError
-from spear_plugin.teachers.cards import load_asset
+from spear_plugin.teachers.cards import digest_weights, load_asset
 
 SAMPLE_RATE: Final = 16_000
 _HOP: Final = 160
@@ -44,7 +42,7 @@ def load_spear_teacher(name: str, layer: int | None = None) -> SpearTeacher:
     :raises TeacherError: If there is no such model, it gives no features or has no such layer.
     """
     model = load_asset(name)
-    if not isinstance(model, _FeatureModel):
+    if not isinstance(model, _FeatureModel) or not hasattr(model.config, "zipformer"):
         raise TeacherError(f"{name}: must be a SPEAR model, but is of type {type(model).__name__}.")
 
     zipformer = model.config.zipformer
@@ -66,7 +64,7 @@ class SpearTeacher(Teacher):
         rate = 50.0 / zipformer.output_downsampling_factor if is_output else 50.0
         stack = next(i for i in range(len(zipformer.num_layers)) if layer <= sum(zipformer.num_layers[: i + 1]))
         dim = max(zipformer.encoder_dims) if is_output else zipformer.encoder_dims[stack]
-        super().__init__(f"spear_{_digest(model)}", layer, dim=dim, frame_rate_hz=rate, sample_rate=SAMPLE_RATE)
+        super().__init__(f"spear_{digest_weights(model)}", layer, dim=dim, frame_rate_hz=rate, sample_rate=SAMPLE_RATE)
         self.model = model
 
     @override
@@ -85,12 +83,3 @@ class SpearTeacher(Teacher):
         )
 
         return features.last if self.layer == self.num_layers else features.layers[self.layer - 1]  # type: ignore[no-any-return]
-
-
-def _digest(model: Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-
-    return digest.hexdigest()[:8]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Module
 
 from spear_plugin.teachers import Teacher
 from tests.common import assert_close
@@ -52,3 +55,13 @@ def write_ctranslate2(path: Path, specification: str, arrays: dict[str, NDArray[
         data += number(codes[array.dtype.name], 1) + number(array.nbytes, 4) + array.tobytes()
 
     path.write_bytes(data + number(0, 4))
+
+
+def save_run(folder: Path, model: Module, family: str, config: Any) -> Path:
+    """Write the checkpoint of a run's only step as fairseq2 does; return the folder."""
+    checkpoint = folder / "checkpoints" / "step_3" / "model" / "pp_00" / "tp_00"
+    checkpoint.mkdir(parents=True)
+    torch.save(model.state_dict(), checkpoint / "sdp_00.pt")
+    card = {"name": "checkpoint", "model_family": family, "model_config": asdict(config)}
+    (folder / "checkpoints" / "model.yaml").write_text(yaml.safe_dump(card))
+    return folder

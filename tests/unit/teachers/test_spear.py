@@ -1,29 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from spear_plugin.models.spear import SpearModel
 from spear_plugin.quantizers import MvqQuantizerConfig, create_mvq_quantizer, save_quantizer_asset
 from spear_plugin.teachers import Teacher, TeacherConfig, TeacherError, load_teacher
 from tests.common import assert_close
 from tests.unit.models.spear.makers import create_small_model, small_config
-from tests.unit.teachers.common import assert_ignores_padding, noise
+from tests.unit.teachers.common import assert_ignores_padding, noise, save_run
 
 
 def _save(folder: Path, model: SpearModel, *, factor: int = 1) -> Path:
-    """Write the checkpoint of a run's only step as fairseq2 does."""
-    config = asdict(small_config(output_downsampling_factor=factor))
-    checkpoint = folder / "checkpoints" / "step_3" / "model" / "pp_00" / "tp_00"
-    checkpoint.mkdir(parents=True)
-    torch.save(model.state_dict(), checkpoint / "sdp_00.pt")
-    card = {"name": "checkpoint", "model_family": "spear", "model_config": config}
-    (folder / "checkpoints" / "model.yaml").write_text(yaml.safe_dump(card))
-    return folder
+    return save_run(folder, model, "spear", small_config(output_downsampling_factor=factor))
 
 
 def _load(path: Path | str, layer: int | None = None) -> Teacher:
