@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -25,18 +26,21 @@ class CodeCounts:
     """(K, V): how often each entry occurs."""
 
 
-def count_codes(folder: Path) -> CodeCounts:
+def count_codes(
+    folder: Path, *, watch: Callable[[Sequence[Path]], Iterable[Path]] = lambda shards: shards
+) -> CodeCounts:
     """Count the codes of a store.
 
+    :param watch: Goes through the files of the shards one by one, for example under a progress bar.
     :raises CodeStoreError: If the store is unfinished or damaged.
     """
     identity, checksums = read_header(folder)
     entries = np.zeros((identity.num_codebooks, identity.codebook_size), dtype=np.int64)
     num_rows = 0
 
-    for path, checksum in checksums.items():
-        shard = open_shard(path, identity, checksum)
+    for path in watch(list(checksums)):
+        shard = open_shard(path, identity, checksums[path])
         entries += np.stack([np.bincount(column, minlength=identity.codebook_size) for column in shard.all_codes().T])
-        num_rows += len(shard.ids())
+        num_rows += shard.num_frames().size
 
     return CodeCounts(identity, num_rows, entries)

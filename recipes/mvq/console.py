@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
+
+from rich.console import Console
+from rich.progress import track
 
 from spear_plugin.data.codes import CodeStoreError
 from spear_plugin.data.manifest import ManifestError
+
+# Results go to stdout; what only accompanies them must not end up in a pipe.
+_STDERR: Final = Console(stderr=True)
 
 
 def run_command(command: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -33,6 +39,11 @@ def create_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     return parser
+
+
+def watch_shards(shards: Sequence[Path]) -> Iterable[Path]:
+    """Go through the files of a store's shards, on a terminal under a progress bar."""
+    return track(shards, "Reading shards", console=_STDERR, transient=True, disable=not _STDERR.is_terminal)
 
 
 def print_json(value: Mapping[str, object]) -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recipes.code_counts import count_codes
-from recipes.mvq.console import create_parser, print_json, run_command
+from recipes.mvq.console import create_parser, print_json, run_command, watch_shards
 from spear_plugin.data.codes import CodeStoreIdentity
 from spear_plugin.evaluation import codebook_entropies
 
@@ -76,7 +76,7 @@ def measure_store(folder: Path) -> StoreStatistics:
 
     :raises CodeStoreError: If the store is unfinished or damaged.
     """
-    counted = count_codes(folder)
+    counted = count_codes(folder, watch=watch_shards)
     identity = counted.identity
     num_frames = int(counted.entries[0].sum())
 

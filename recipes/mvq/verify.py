@@ -18,7 +18,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from recipes.mvq.console import create_parser, print_json, run_command
+from recipes.mvq.console import create_parser, print_json, run_command, watch_shards
 from spear_plugin.data.files import abbreviate
 from spear_plugin.data.manifest import read_manifest
 from spear_plugin.data.verification import StoreFindings, verify_store
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = create_parser(__doc__)
     parser.add_argument("--manifest", type=Path, help="manifest whose recordings the store should hold")
     options = parser.parse_args(arguments)
-    rows = read_manifest(options.manifest) if options.manifest else None
-    findings = verify_store(options.store, rows)
+    manifest = read_manifest(options.manifest) if options.manifest else None
+    findings = verify_store(options.store, manifest, watch=watch_shards)
 
     if options.json:
         print_json(_summarize(findings))
@@ -47,10 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _summarize(findings: StoreFindings) -> dict[str, object]:
-    summary = asdict(findings) | {"num_rows": len(findings.num_frames), "sound": findings.is_sound}
-    summary["num_frames"] = sum(findings.num_frames.values())
-
-    return summary
+    return asdict(findings) | {"sound": findings.is_sound}
 
 
 def _list_faults(findings: StoreFindings) -> dict[str, list[str]]:
@@ -66,8 +63,8 @@ def _list_faults(findings: StoreFindings) -> dict[str, list[str]]:
 def _print_table(store: Path, findings: StoreFindings) -> None:
     table = Table("", "number", "which", title=str(store), title_justify="left", show_edge=False)
     table.add_row("shards", f"{findings.num_shards:,}", "")
-    table.add_row("recordings", f"{len(findings.num_frames):,}", "")
-    table.add_row("frames", f"{sum(findings.num_frames.values()):,}", f"at {findings.identity.frame_rate_hz:g} Hz")
+    table.add_row("recordings", f"{findings.num_rows:,}", "")
+    table.add_row("frames", f"{findings.num_frames:,}", f"at {findings.identity.frame_rate_hz:g} Hz")
     table.add_row("left out by encoding", f"{len(findings.left_out_ids):,}", abbreviate(findings.left_out_ids))
     for name, found in _list_faults(findings).items():
         more = [f"and {len(found) - _MAX_LINES} more"] if len(found) > _MAX_LINES else []

@@ -11,7 +11,8 @@ import pytest
 
 from recipes.mvq import stats, verify
 from recipes.mvq.console import run_command
-from spear_plugin.data.codes import CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.codes import CodeStore, CodeStoreIdentity, CodeStoreWriter
+from spear_plugin.data.shards import Shard, write_shard
 
 FRAMES = {"a": 50, "b": 100, "c": 150, "d": 25}
 IDS = [["a", "b"], ["c", "d"]]
@@ -78,6 +79,20 @@ def test_every_fault_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert verify.main([str(store), "--manifest", str(manifest)]) == 1
     table = capsys.readouterr().out
     assert "b: has 100 frames, but lasts 110" in table
+
+
+def test_ids_that_occur_twice_in_a_shard_or_in_two_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store(tmp_path / "store")
+    identity = CodeStore(store).identity
+    codes = [np.zeros((50, 2), dtype=identity.code_dtype)] * 4
+    write_shard(store / "shard-00001.arrow", identity, ["b", "c", "d", "d"], codes)  # no writer finishes such a store
+    complete = json.loads((store / "complete.json").read_text())
+    complete["shards"]["shard-00001.arrow"] = Shard(store / "shard-00001.arrow", identity).checksum
+    (store / "complete.json").write_text(json.dumps(complete))
+    assert verify.main([str(store), "--json"]) == 1
+    found = read_json(capsys)
+    assert sorted(found["duplicate_ids"]) == ["b", "d"]
+    assert (found["num_rows"], found["num_frames"]) == (6, 350)
 
 
 def test_each_bad_shard_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
