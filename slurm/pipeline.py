@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import yaml
 from rich.console import Console
@@ -29,11 +30,14 @@ from slurm.results import collect, write_tables
 from slurm.run import SlurmRunner, default_num_cores, local_stages, member_names
 from slurm.stages import StageError, StageRunner
 
+_PIPE_WIDTH: Final = 250
+
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says; return the exit code."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    # Where no terminal has a width, as in a pipe, lines are not folded.
+    console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     try:
         plan = read_plan(
             options.file,

@@ -75,7 +75,7 @@ def stage_status(plan: Plan, stage: PlannedStage, *, is_local: bool) -> StageSta
 
 
 def status_table(statuses: Sequence[StageStatus]) -> Table:
-    """Return the status for a terminal."""
+    """Return the status for a terminal; logs are named where they may tell something new, from here."""
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "state", "step", "steps/s", "left", "last metrics", "log"):
         table.add_column(heading, overflow="fold")
@@ -83,8 +83,13 @@ def status_table(statuses: Sequence[StageStatus]) -> Table:
         step = "" if s.step is None else f"{s.step}" + (f"/{s.num_steps}" if s.num_steps else "")
         rate = f"{s.steps_per_second:.2f}" if s.steps_per_second else ""
         left = format_seconds(s.seconds_left) if s.seconds_left is not None else ""
-        table.add_row(s.name, s.state, step, rate, left, s.metrics, s.log)
+        table.add_row(s.name, s.state, step, rate, left, s.metrics, "" if s.state == "done" else _from_here(s.log))
     return table
+
+
+def _from_here(path: str) -> str:
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if path and Path(path).is_relative_to(here) else path
 
 
 def format_seconds(seconds: float) -> str:

@@ -191,7 +191,9 @@ def test_a_table_has_a_row_for_each_cell_and_leaves_out_what_is_not_there(
     assert "has no `results/task=events/source=spear/accuracy` (looked for `results`)." in capsys.readouterr().err
 
 
-def test_the_status_tells_step_rate_and_time_left(plan: Plan) -> None:
+def test_the_status_tells_step_rate_and_time_left(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage = next(stage for stage in plan.stages if stage.stage == "train")
     assert stage_status(plan, stage, is_local=True).state == "not started"
     (stage.folder / "metrics").mkdir(parents=True)
@@ -206,6 +208,10 @@ def test_the_status_tells_step_rate_and_time_left(plan: Plan) -> None:
     assert status.seconds_left == 200.0
     assert (status.metrics, status.log) == ("Loss 2", str(log))
     assert status.name == "train seed=1"
+    capsys.readouterr()
+    assert main(["status", str(write_pipeline(tmp_path))]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("train seed=1")]
+    assert line.endswith(str(log))
     assert [format_seconds(s) for s in (7, 200, 7500)] == ["7 s", "3 min 20 s", "2 h 05 min"]
 
 
