@@ -67,9 +67,12 @@ from spear_plugin.optim import (
     create_scaled_adam,
 )
 from spear_plugin.quantizers import (
+    CLASSIFIER_QUANTIZER_FAMILY,
     KMEANS_QUANTIZER_FAMILY,
     MVQ_QUANTIZER_FAMILY,
     RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    ClassifierQuantizer,
+    ClassifierQuantizerConfig,
     KMeansQuantizer,
     KMeansQuantizerConfig,
     MultiCodebookQuantizer,
@@ -78,6 +81,7 @@ from spear_plugin.quantizers import (
     RandomProjectionQuantizer,
     RandomProjectionQuantizerConfig,
     convert_mvq_quantizer_state_dict,
+    create_classifier_quantizer,
     create_kmeans_quantizer,
     create_mvq_quantizer,
     create_random_projection_quantizer,
@@ -177,6 +181,13 @@ def _register_quantizers(container: DependencyContainer) -> None:
         kls=RandomProjectionQuantizer,
         config_kls=RandomProjectionQuantizerConfig,
         factory=create_random_projection_quantizer,
+    )
+    register_model_family(
+        container,
+        CLASSIFIER_QUANTIZER_FAMILY,
+        kls=ClassifierQuantizer,
+        config_kls=ClassifierQuantizerConfig,
+        factory=create_classifier_quantizer,
     )
 
 

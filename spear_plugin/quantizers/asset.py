@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 
 from spear_plugin.quantizers.base import FrameQuantizer
 from spear_plugin.quantizers.config import (
+    CLASSIFIER_QUANTIZER_FAMILY,
     KMEANS_QUANTIZER_FAMILY,
     MVQ_QUANTIZER_FAMILY,
     RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    ClassifierQuantizerConfig,
     KMeansQuantizerConfig,
     MvqQuantizerConfig,
     QuantizerConfig,
@@ -32,6 +34,7 @@ _FAMILIES: Final[dict[type[QuantizerConfig], str]] = {
     MvqQuantizerConfig: MVQ_QUANTIZER_FAMILY,
     KMeansQuantizerConfig: KMEANS_QUANTIZER_FAMILY,
     RandomProjectionQuantizerConfig: RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    ClassifierQuantizerConfig: CLASSIFIER_QUANTIZER_FAMILY,
 }
 
 

@@ -13,6 +13,7 @@ from spear_plugin.quantizers.base import MAX_CODEBOOK_SIZE
 MVQ_QUANTIZER_FAMILY: Final = "mvq_quantizer"
 KMEANS_QUANTIZER_FAMILY: Final = "kmeans_quantizer"
 RANDOM_PROJECTION_QUANTIZER_FAMILY: Final = "random_projection_quantizer"
+CLASSIFIER_QUANTIZER_FAMILY: Final = "classifier_quantizer"
 
 
 @dataclass(kw_only=True)
@@ -96,6 +97,30 @@ class RandomProjectionQuantizerConfig(QuantizerConfig):
         for field in ("num_codebooks", "projection_dim"):
             if (value := getattr(self, field)) < 1:
                 result.add_error(f"`{field}` must be at least 1, but is {value} instead.")
+        return result
+
+
+@dataclass(kw_only=True)
+class ClassifierQuantizerConfig(QuantizerConfig):
+    """Holds the sizes of the heads of another model, as which a quantizer is used."""
+
+    normalize: bool = False
+    """Heads read frames as they are."""
+
+    codebook_size: int = 256
+    """Number of classes of each head."""
+
+    num_codebooks: int = 1
+    """Number of heads."""
+
+    @override
+    def validate(self) -> ValidationResult:
+        result = QuantizerConfig.validate(self)
+        _check_codebook_size(result, self.codebook_size)
+        if self.num_codebooks < 1:
+            result.add_error(f"`num_codebooks` must be at least 1, but is {self.num_codebooks} instead.")
+        if self.normalize:
+            result.add_error("`normalize` must be false: heads read frames as they are.")
         return result
 
 

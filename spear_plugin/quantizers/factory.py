@@ -4,7 +4,13 @@ import torch
 from fairseq2.device import META_DEVICE
 from torch import Tensor
 
-from spear_plugin.quantizers.config import KMeansQuantizerConfig, MvqQuantizerConfig, RandomProjectionQuantizerConfig
+from spear_plugin.quantizers.classifier import ClassifierQuantizer
+from spear_plugin.quantizers.config import (
+    ClassifierQuantizerConfig,
+    KMeansQuantizerConfig,
+    MvqQuantizerConfig,
+    RandomProjectionQuantizerConfig,
+)
 from spear_plugin.quantizers.kmeans import KMeansQuantizer
 from spear_plugin.quantizers.model import MultiCodebookQuantizer
 from spear_plugin.quantizers.random_projection import RandomProjectionQuantizer
@@ -30,6 +36,11 @@ def create_random_projection_quantizer(config: RandomProjectionQuantizerConfig) 
         seed=config.seed,
         normalize=config.normalize,
     )
+
+
+def create_classifier_quantizer(config: ClassifierQuantizerConfig) -> ClassifierQuantizer:
+    """Create a quantizer whose classifiers know nothing yet."""
+    return ClassifierQuantizer(config.dim, config.codebook_size, config.num_codebooks)
 
 
 @torch.no_grad()

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from fairseq2.models import ModelHubAccessor
 
+from spear_plugin.quantizers.classifier import ClassifierQuantizer
 from spear_plugin.quantizers.config import (
+    CLASSIFIER_QUANTIZER_FAMILY,
     KMEANS_QUANTIZER_FAMILY,
     MVQ_QUANTIZER_FAMILY,
     RANDOM_PROJECTION_QUANTIZER_FAMILY,
+    ClassifierQuantizerConfig,
     KMeansQuantizerConfig,
     MvqQuantizerConfig,
     RandomProjectionQuantizerConfig,
@@ -20,4 +23,8 @@ get_kmeans_quantizer_hub = ModelHubAccessor(KMEANS_QUANTIZER_FAMILY, KMeansQuant
 
 get_random_projection_quantizer_hub = ModelHubAccessor(
     RANDOM_PROJECTION_QUANTIZER_FAMILY, RandomProjectionQuantizer, RandomProjectionQuantizerConfig
+)
+
+get_classifier_quantizer_hub = ModelHubAccessor(
+    CLASSIFIER_QUANTIZER_FAMILY, ClassifierQuantizer, ClassifierQuantizerConfig
 )

@@ -3,28 +3,21 @@
 A fixed random matrix projects the frame to a few dimensions, where the code is the random unit vector of the smallest
 angle. Nothing is trained. The published frames are standardized log-mel energies, which is what ``normalize`` is for.
 
-Codes of random directions cannot be decoded by what they are made of. For reports a code is therefore decoded to the
-mean of the frames that have it, as measured once; the codes do not depend on that.
-
-Letters: F frames, B frames of a chunk, D width, P width of the projection, N codebooks, K entries of a codebook.
+Letters: B frames of a chunk, D width, P width of the projection, N codebooks, K entries of a codebook.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
-from torch.nn.functional import embedding, normalize
+from torch.nn.functional import normalize
 from typing_extensions import override
 
-from spear_plugin.quantizers.base import FrameQuantizer, full_precision
-
-_CHUNK_SIZE: Final = 4096
+from spear_plugin.quantizers.measured import MeasuredQuantizer
 
 
-class RandomProjectionQuantizer(FrameQuantizer):
+class RandomProjectionQuantizer(MeasuredQuantizer):
     """Represents a quantizer of fixed random projections and codebooks."""
 
     def __init__(
@@ -51,18 +44,16 @@ class RandomProjectionQuantizer(FrameQuantizer):
         self.seed = seed
         self.projections = Parameter(torch.empty(num_codebooks, projection_dim, dim))
         self.codebooks = Parameter(torch.empty(num_codebooks, codebook_size, projection_dim))
-        self.centers = Parameter(torch.empty(num_codebooks, codebook_size, dim))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw projections (Xavier) and codebooks (normal, of unit length), and reset what codes are decoded to."""
+        """Draw projections (Xavier) and codebooks (normal, of unit length), and reset what was measured."""
         generator = Generator().manual_seed(self.seed)
         bound = (6.0 / (self.projections.size(1) + self.dim)) ** 0.5
         self.projections.copy_((2.0 * torch.rand(self.projections.shape, generator=generator) - 1.0) * bound)
         self.codebooks.copy_(normalize(torch.randn(self.codebooks.shape, generator=generator), dim=-1))
-        self.centers.zero_()
-        self._reset_statistics()
+        self._reset_measures()
 
     @torch.no_grad()
     @override
@@ -76,32 +67,3 @@ class RandomProjectionQuantizer(FrameQuantizer):
             return (projected @ codebooks.mT).argmax(dim=-1).T
 
         return self._encode_chunks(x, choose)
-
-    @override
-    def entries(self) -> Tensor:
-        return self.centers.float()
-
-    @torch.no_grad()
-    def fit_centers(self, frames: Tensor) -> None:
-        """Set what codes are decoded to, from frames (F, D) in the teacher's scale.
-
-        An entry gets the mean of the frames that have its code; of the second codebook and later ones, the mean of what
-        the ones before leave of them. Entries that no frame has get the mean of all.
-        """
-        codes = torch.cat([self.encode(x.to(self.device)) for x in torch.split(frames, _CHUNK_SIZE)]).long()
-        self.centers.zero_()
-        for codebook in range(self.num_codebooks):
-            sums = self.centers.new_zeros(self.codebook_size, self.dim, dtype=torch.float64)
-            for x, chunk in zip(torch.split(frames, _CHUNK_SIZE), torch.split(codes, _CHUNK_SIZE), strict=True):
-                sums.index_add_(0, chunk[:, codebook], self._residual(x.to(self.device), chunk, codebook).double())
-            counts = codes[:, codebook].bincount(minlength=self.codebook_size)[:, None]
-            means = torch.where(counts > 0, sums / counts.clamp(min=1), sums.sum(dim=0) / len(frames))
-            self.centers[codebook] = means.to(self.centers.dtype)
-
-    def _residual(self, frames: Tensor, codes: Tensor, num_codebooks: int) -> Tensor:
-        """Return what the first codebooks leave of frames (B, D) with codes (B, N), standardized."""
-        with full_precision(frames):
-            residual = self.standardize(frames)
-            for codebook in range(num_codebooks):
-                residual = residual - embedding(codes[:, codebook], self.centers[codebook].float())
-        return residual

@@ -23,6 +23,18 @@ class TeacherError(ValueError):
 
 @final
 @dataclass(frozen=True)
+class TeacherHead:
+    """Linear classifiers over a teacher's frames, by which it predicts codes. Letters: K codebooks, V entries."""
+
+    weight: Tensor
+    """(K, V, D)"""
+
+    bias: Tensor
+    """(K, V)"""
+
+
+@final
+@dataclass(frozen=True)
 class TeacherOutput:
     """Frame embeddings of a padded batch."""
 
@@ -70,6 +82,10 @@ class Teacher(Module, ABC):
         """
         precision = "" if self.dtype == torch.float32 else f":{str(self.dtype).removeprefix('torch.')}"
         return f"{self.weights}:{self.layer}{precision}"
+
+    def heads(self) -> dict[str, TeacherHead]:
+        """Return the classifiers that the model has for these frames, by the name of what they predict; often none."""
+        return {}
 
     @abstractmethod
     def num_frames(self, num_samples: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError
+from spear_plugin.teachers.base import Teacher, TeacherError, TeacherHead
 from spear_plugin.teachers.cards import digest_weights, load_asset
 
 SAMPLE_RATE: Final = 16_000
@@ -66,6 +66,18 @@ class SpearTeacher(Teacher):
         dim = max(zipformer.encoder_dims) if is_output else zipformer.encoder_dims[stack]
         super().__init__(f"spear_{digest_weights(model)}", layer, dim=dim, frame_rate_hz=rate, sample_rate=SAMPLE_RATE)
         self.model = model
+
+    @override
+    def heads(self) -> dict[str, TeacherHead]:
+        """By the name of the target stream; heads that predict several code frames at a time are left out."""
+        if self.layer < self.num_layers:
+            return {}
+
+        return {
+            name: TeacherHead(head.weight, head.bias)
+            for name, head in self.model.heads.items()
+            if len(head.weight) == head.num_codebooks
+        }
 
     @override
     def num_frames(self, num_samples: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from spear_plugin.teachers.base import Teacher, TeacherError, embed_one_by_one, standardize
+from spear_plugin.teachers.base import Teacher, TeacherError, TeacherHead, embed_one_by_one, standardize
 from spear_plugin.teachers.cards import digest_weights, load_asset
 
 SAMPLE_RATE: Final = 16_000
@@ -69,6 +69,16 @@ class SpidrTeacher(Teacher):
         )
         self.model = model
         self._geometry = geometry
+
+    @override
+    def heads(self) -> dict[str, TeacherHead]:
+        """``units``, where the layer has a head; DinoSR's heads all read the encoder's output, which is no layer."""
+        index = self.layer - 1 - self.model.first_head_layer
+        if index < 0 or self.model.kind == "dinosr":
+            return {}
+
+        heads = self.model.heads
+        return {"units": TeacherHead(heads.weight[index : index + 1], heads.bias[index : index + 1])}
 
     @override
     def num_frames(self, num_samples: int) -> int:

@@ -1,4 +1,5 @@
-"""Train a quantizer on the frames of a teacher: multi-codebook (MVQ, the default), k-means or random projection.
+r"""Make a quantizer of a teacher's frames: multi-codebook (MVQ, the default), k-means, random projection, or the
+teacher's own heads.
 
     python -m recipes.mvq.train OUT --config-file recipes/mvq/train/configs/speech.yaml \
         --config teacher.path=microsoft/wavlm-large corpus.manifest=sample.tsv
@@ -6,6 +7,8 @@
         --config corpus.manifest=train.tsv quantizer.num_codebooks=4
     python -m recipes.mvq.train OUT --config corpus.manifest=sample.tsv \
         quantizer.kind=kmeans quantizer.codebook_size=500
+    python -m recipes.mvq.train OUT --config teacher.name=spidr teacher.path=SPIDR_RUN teacher.layer=8 \
+        corpus.manifest=sample.tsv quantizer.kind=heads
 
 OUT gets frames.safetensors (the sampled frames, collected once), checkpoints/, metrics/, tb/, quantizer/ (weights and
 card, for `recipes.mvq.encode` or by name) and report.json (errors on held-out frames). The same command started again

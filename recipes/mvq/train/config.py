@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from recipes.common import CorpusSection, default_common_section
 from spear_plugin.quantizers import (
+    ClassifierQuantizerConfig,
     KMeansQuantizerConfig,
     MvqQuantizerConfig,
     QuantizerConfig,
@@ -62,14 +63,22 @@ class FrameCorpusSection(CorpusSection):
         return result
 
 
-KINDS: Final = ("mvq", "kmeans", "random_projection")
+KINDS: Final = ("mvq", "kmeans", "random_projection", "heads")
+
+_KINDS_OF_OPTIONS: Final = {
+    "num_codebooks": ("mvq", "kmeans", "random_projection"),  # heads have the sizes of the model
+    "codebook_size": ("mvq", "kmeans", "random_projection"),
+    "projection_dim": ("random_projection",),
+    "head": ("heads",),
+}
 
 
 @dataclass(kw_only=True)
 class QuantizerSection(Validatable):
     kind: str = "mvq"
     """``mvq``: multi-codebook quantizer (SPEAR). ``kmeans``: one codebook of cluster centres (HuBERT).
-    ``random_projection``: fixed random directions, not trained (BEST-RQ)."""
+    ``random_projection``: fixed random directions, not trained (BEST-RQ). ``heads``: the codes that a teacher of the
+    kind ``spear`` or ``spidr`` predicts itself, not trained either."""
 
     num_codebooks: int | None = None
     """Codebooks, codes of a frame; of mvq a power of two. By default 16 of mvq, 1 of the others; kmeans has only 1."""
@@ -78,11 +87,15 @@ class QuantizerSection(Validatable):
     """Entries of a codebook. By default 256 of mvq (4, 16 and 64 are possible), 500 of kmeans, 8192 of
     random_projection; above 256 a code takes two bytes."""
 
+    head: str | None = None
+    """Of heads: the target stream of a SPEAR model, if it has several; ``units`` of a SpidR model."""
+
     projection_dim: int | None = None
     """Of random_projection: width of the space in which frames and codebooks are compared; 16 by default."""
 
     normalize: bool = True
-    """Whether frames are standardised per channel (SPEAR: for its speech teacher, not for its audio teacher)."""
+    """Whether frames are standardised per channel (SPEAR: for its speech teacher, not for its audio teacher); those of
+    heads never are."""
 
     name: str | None = None
     """Name of the quantizer's card; made from the kind's and the teacher's names by default."""
@@ -91,15 +104,22 @@ class QuantizerSection(Validatable):
     """Of mvq: further quantizers to train in the same way, for the report's error by number of codebooks only."""
 
     def create_config(
-        self, *, dim: int, teacher: str, frame_rate_hz: float, seed: int, num_codebooks: int | None = None
+        self,
+        *,
+        dim: int,
+        teacher: str,
+        frame_rate_hz: float,
+        seed: int,
+        num_codebooks: int | None = None,
+        codebook_size: int | None = None,
     ) -> QuantizerConfig:
-        """Return the configuration of the quantizer, with ``num_codebooks`` in place of the section's if given.
+        """Return the configuration of the quantizer, with the sizes in place of the section's if given.
 
         :param seed: Of a random projection.
         """
         common = {"dim": dim, "normalize": self.normalize, "teacher": teacher, "frame_rate_hz": frame_rate_hz}
         sizes = {
-            "codebook_size": self.codebook_size,
+            "codebook_size": codebook_size or self.codebook_size,
             "num_codebooks": num_codebooks or self.num_codebooks,
             "projection_dim": self.projection_dim,
         }
@@ -110,6 +130,8 @@ class QuantizerSection(Validatable):
             case "kmeans":
                 given.pop("num_codebooks", None)
                 return KMeansQuantizerConfig(**given)
+            case "heads":
+                return ClassifierQuantizerConfig(**given | {"normalize": False})
             case _:
                 return RandomProjectionQuantizerConfig(seed=seed, **given)
 
@@ -124,8 +146,9 @@ class QuantizerSection(Validatable):
         if self.kind == "kmeans" and self.num_codebooks not in (None, 1):
             result.add_error(f"`num_codebooks` must be 1 when `kind` is kmeans, but is {self.num_codebooks}.")
 
-        if self.kind != "random_projection" and self.projection_dim is not None:
-            result.add_error(f"`projection_dim` must not be set when `kind` is {self.kind}.")
+        for name, kinds in _KINDS_OF_OPTIONS.items():
+            if self.kind not in kinds and getattr(self, name) is not None:
+                result.add_error(f"`{name}` must not be set when `kind` is {self.kind}.")
 
         if self.kind != "mvq" and self.compare_num_codebooks:
             result.add_error(f"`compare_num_codebooks` must be empty when `kind` is {self.kind}: it has no use there.")

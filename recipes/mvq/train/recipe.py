@@ -16,11 +16,13 @@ from typing_extensions import override
 from recipes.mvq.train.checkpoint import QuantizerCheckpoint, ResumableTrainer, StepWatch
 from recipes.mvq.train.config import MvqTrainConfig
 from recipes.mvq.train.frames import collect_frames, count_available_frames
+from recipes.mvq.train.heads import copy_head, find_head
 from recipes.mvq.train.report import write_report
 from recipes.mvq.train.storage import FrameBlocks, read_frames, write_frames
 from recipes.tasks import StoppableTask, refuse_several_processes
 from spear_plugin.data.manifest import manifest_digest, read_manifest
 from spear_plugin.quantizers import (
+    ClassifierQuantizerConfig,
     FrameQuantizer,
     KMeansQuantizer,
     KMeansQuantizerConfig,
@@ -81,17 +83,17 @@ class MvqTrainTask(StoppableTask):
         with self._progress_reporter:
             teacher = load_teacher(self._config.teacher, device=self._device)
             provenance = self._describe_frames(teacher)
+            config = self._create_quantizer_config(teacher)
             frames = self._prepare_frames(teacher, provenance)
             num_valid = max(1, min(int(VALID_PART * len(frames)), MAX_VALID_FRAMES))
             train, valid = frames[:-num_valid], frames[-num_valid:]
 
             section = self._config.quantizer
-            config = self._create_quantizer_config(teacher)
             others = {
-                n: self._train(self._create_quantizer_config(teacher, n), train, provenance)
+                n: self._train(self._create_quantizer_config(teacher, n), teacher, train, provenance)
                 for n in section.compare_num_codebooks
             }
-            quantizer = self._train(config, train, provenance)
+            quantizer = self._train(config, teacher, train, provenance)
 
             name = section.name or re.sub(r"\W+", "_", f"{section.kind}_{teacher.name}")
             save_quantizer_asset(self._folder / "quantizer", quantizer, config, name)
@@ -147,7 +149,9 @@ class MvqTrainTask(StoppableTask):
 
         return frames
 
-    def _train(self, config: QuantizerConfig, frames: Tensor, provenance: dict[str, object]) -> FrameQuantizer:
+    def _train(
+        self, config: QuantizerConfig, teacher: Teacher, frames: Tensor, provenance: dict[str, object]
+    ) -> FrameQuantizer:
         match config:
             case MvqQuantizerConfig():
                 quantizer: FrameQuantizer = self._train_mvq(config, frames, provenance)
@@ -155,6 +159,8 @@ class MvqTrainTask(StoppableTask):
                 quantizer = self._train_kmeans(config, frames, provenance)
             case RandomProjectionQuantizerConfig():
                 quantizer = self._fit_random_projection(config, frames)
+            case ClassifierQuantizerConfig():
+                quantizer = copy_head(find_head(teacher, self._config.quantizer.head), config, frames)
             case _:
                 raise AssertionError(f"unknown kind of quantizer: {config}")
 
@@ -235,12 +241,17 @@ class MvqTrainTask(StoppableTask):
         return quantizer
 
     def _create_quantizer_config(self, teacher: Teacher, num_codebooks: int | None = None) -> QuantizerConfig:
+        codebook_size = None
+        if self._config.quantizer.kind == "heads":
+            num_codebooks, codebook_size, _ = find_head(teacher, self._config.quantizer.head).weight.shape
+
         return self._config.quantizer.create_config(
             dim=teacher.dim,
             teacher=teacher.name,
             frame_rate_hz=teacher.frame_rate_hz,
             seed=self._config.training.seed,
             num_codebooks=num_codebooks,
+            codebook_size=codebook_size,
         )
 
     @override

@@ -9,6 +9,8 @@ from fairseq2.models import ModelNotKnownError
 from fairseq2.nn.utils.module import reset_parameters
 
 from spear_plugin.quantizers import (
+    ClassifierQuantizer,
+    ClassifierQuantizerConfig,
     FrameQuantizer,
     KMeansQuantizer,
     KMeansQuantizerConfig,
@@ -61,6 +63,7 @@ def test_a_saved_quantizer_loads_by_folder(tmp_path: Path) -> None:
             RandomProjectionQuantizer(8, 20, 2, projection_dim=4, seed=9, normalize=True),
             RandomProjectionQuantizerConfig(dim=8, codebook_size=20, num_codebooks=2, projection_dim=4, seed=9),
         ),
+        (ClassifierQuantizer(8, 300, 2), ClassifierQuantizerConfig(dim=8, codebook_size=300, num_codebooks=2)),
     ],
 )
 def test_quantizers_of_other_kinds_load_by_folder(

@@ -59,6 +59,18 @@ def test_counts_the_models_frames(tmp_path: Path, num_samples: int, factor: int)
     assert teacher.num_frames(num_samples) == lengths.item()
 
 
+@pytest.mark.parametrize(("factor", "streams"), [(1, ["speech", "audio"]), (2, ["audio"])])
+def test_the_output_has_the_heads_that_predict_one_code_for_each_frame(
+    tmp_path: Path, factor: int, streams: list[str]
+) -> None:
+    model = create_small_model(output_downsampling_factor=factor)
+    run = _save(tmp_path, model, factor=factor)
+    heads = _load(run).heads()
+    assert list(heads) == streams
+    assert_close(heads["audio"].weight, model.get_head("audio").weight, atol=0.0)
+    assert _load(run, 2).heads() == {}
+
+
 def test_load_raises_error_when_there_is_no_such_model_or_layer(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"must be the output folder of a run, but holds no finished checkpoint"):
         _load(tmp_path)

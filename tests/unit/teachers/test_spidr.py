@@ -58,6 +58,17 @@ def test_is_named_by_its_weights(tmp_path: Path) -> None:
     assert other.name != teacher.name
 
 
+def test_layers_with_a_head_of_their_own_have_it(tmp_path: Path) -> None:
+    model = create_small_model()
+    run = save_run(tmp_path / "a", model, "spidr", small_config())
+    assert _load(run, 1).heads() == {}
+    (head,) = _load(run, 2).heads().values()
+    assert_close(head.weight, model.heads.weight[:1], atol=0.0)
+    assert_close(head.bias, model.heads.bias[:1], atol=0.0)
+    config = small_config("dinosr")
+    assert _load(save_run(tmp_path / "b", create_small_model(config), "spidr", config)).heads() == {}
+
+
 def test_load_raises_error_when_the_layer_or_the_family_is_another(tmp_path: Path) -> None:
     run = save_run(tmp_path / "a", create_small_model(), "spidr", small_config())
     with pytest.raises(TeacherError, match=r"`layer` must be from 1 to 3, but is 4"):
