@@ -7,8 +7,26 @@ from typing import Final, final
 import numpy as np
 from numpy.typing import NDArray
 
+from spear_plugin.data.seeds import derive_seed
+from spear_plugin.data.text_fields import Hashes
+
 SHARDS_AT_ONCE: Final = 16
 """Shards among whose segments the order is random."""
+
+# Two rounds of multiplication and shift, as in the generator SplitMix64.
+_MIXERS: Final = ((30, 0xBF58_476D_1CE4_E5B9), (27, 0x94D0_49BB_1331_11EB), (31, 1))
+
+
+def shuffle_by_hash(hashes: Hashes, *seed: object) -> NDArray[np.int64]:
+    """Return the places of ids (R,) in a random order that depends on their hashes and the seed alone.
+
+    So it is the same ids that come first, wherever they stand in a manifest.
+    """
+    mixed = hashes ^ np.uint64(derive_seed(*seed) % 2**64)
+    for shift, multiplier in _MIXERS:
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(multiplier)
+
+    return np.argsort(mixed, kind="stable")
 
 
 @final

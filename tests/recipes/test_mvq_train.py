@@ -18,7 +18,7 @@ from recipes.mvq.train.config import FrameCorpusSection, MvqTrainConfig, Quantiz
 from recipes.mvq.train.frames import collect_frames
 from recipes.mvq.train.recipe import MvqTrainRecipe, MvqTrainTask
 from recipes.mvq.train.storage import FrameBlocks
-from spear_plugin.data.manifest import ManifestRow, read_manifest
+from spear_plugin.data.manifest import ManifestRow, ManifestTable, read_manifest, write_manifest
 from spear_plugin.quantizers import (
     QuantizerProgress,
     QuantizerTrainingConfig,
@@ -50,6 +50,11 @@ def _write(path: Path, rows: Sequence[ManifestRow]) -> Path:
     lines = [f"{row.id}\t{row.path.name}\t{row.num_samples}\t{row.sample_rate}\tspeech\n" for row in rows]
     path.write_text(header + "".join(lines))
     return path
+
+
+def _as_table(rows: Sequence[ManifestRow], folder: Path) -> ManifestTable:
+    write_manifest(folder / "rows.tsv", rows)
+    return read_manifest(folder / "rows.tsv")
 
 
 def _config(manifest: Path, *, num_steps: int = 12) -> MvqTrainConfig:
@@ -86,7 +91,7 @@ def _collect_section(
     teacher: Teacher, rows: Sequence[ManifestRow], folder: Path, section: FrameCorpusSection, *, name: str = "frames"
 ) -> torch.Tensor:
     return collect_frames(
-        teacher, rows, section, seed=1, device=torch.device("cpu"), folder=folder,
+        teacher, _as_table(rows, folder), section, seed=1, device=torch.device("cpu"), folder=folder,
         blocks=FrameBlocks(folder / name, {"seed": 1}), report=lambda num_frames: None,
     )  # fmt: skip
 
@@ -306,7 +311,7 @@ def test_run_ends_with_one_line_when_settings_changed(
         ("teacher.layer=9", "`layer` must be from 0 to 4, but is 9"),
         ("quantizer.num_codebooks=3", "must be a power of two up to 128, but is 3"),
         ("quantizer.codebooks=3", "codebooks"),
-        ("quantizer.kind=vq", "`kind` must be one of mvq, kmeans, random_projection, but is 'vq'"),
+        ("quantizer.kind=vq", "`kind` must be one of mvq, kmeans, random_projection, heads, but is 'vq'"),
         ("quantizer.codebook_size=100", "must be 4, 16, 64 or 256 when `kind` is mvq, but is 100"),
         ("quantizer.projection_dim=8", "`projection_dim` must not be set when `kind` is mvq"),
         ("quantizer.compare_num_codebooks=[3]", "must be a power of two up to 128, but is 3"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import final
 
+import numpy as np
 import torch
 from fairseq2.recipe.error import RecipeError
 from torch import Tensor
@@ -19,7 +20,8 @@ from recipes.common import EmbeddedUtterance, check_failures, embed_corpus, writ
 from recipes.mvq.train.config import FrameCorpusSection
 from recipes.mvq.train.storage import Failures, FrameBlock, FrameBlocks
 from spear_plugin.data.audio import resampled_length
-from spear_plugin.data.manifest import ManifestRow
+from spear_plugin.data.manifest import ManifestRow, ManifestTable
+from spear_plugin.data.order import shuffle_by_hash
 from spear_plugin.teachers import Teacher
 
 _MAX_ROWS_AT_ONCE = 256
@@ -27,7 +29,7 @@ _MAX_ROWS_AT_ONCE = 256
 
 def collect_frames(
     teacher: Teacher,
-    rows: Sequence[ManifestRow],
+    rows: ManifestTable,
     section: FrameCorpusSection,
     *,
     seed: int,
@@ -53,13 +55,14 @@ def collect_frames(
     frames = torch.empty(min(limit, count_available_frames(teacher, rows, section)), teacher.dim, dtype=torch.float16)
     failures: Failures = []
     num_frames = 0
-    order = sorted(rows, key=lambda row: _digest(seed, "order", row.id))
+    order = shuffle_by_hash(rows.id_hashes, "frames", seed)
 
     for index in itertools.count():
-        if not order or num_frames == limit:
+        if not order.size or num_frames == limit:
             break
-        num_rows = _count_rows(teacher, order, section, limit - num_frames)
-        chosen, order = order[:num_rows], order[num_rows:]
+        upcoming = (rows[place] for place in order[:_MAX_ROWS_AT_ONCE].tolist())
+        chosen = _take_rows(teacher, upcoming, section, limit - num_frames)
+        order = order[len(chosen) :]
         if (block := blocks.read(index)) is None:
             collector = _BlockCollector(teacher, section, seed=seed, device=device, folder=folder)
             block = collector.collect(chosen, limit - num_frames, num_failures=len(failures), report=report)
@@ -77,11 +80,11 @@ def collect_frames(
     return frames[:num_frames]
 
 
-def count_available_frames(teacher: Teacher, rows: Sequence[ManifestRow], section: FrameCorpusSection) -> int:
+def count_available_frames(teacher: Teacher, rows: ManifestTable, section: FrameCorpusSection) -> int:
     """Return how many frames could be taken at most, if all files are usable."""
-    lengths = (int(row.num_samples * teacher.frame_rate_hz / row.sample_rate) for row in rows)
+    lengths = (rows.num_samples * teacher.frame_rate_hz / rows.sample_rates).astype(np.int64)
 
-    return sum(min(length, section.max_frames_per_file) for length in lengths)
+    return int(lengths.clip(max=section.max_frames_per_file).sum())
 
 
 @final
@@ -119,16 +122,19 @@ class _BlockCollector:
         return FrameBlock(torch.cat(parts)[:max_frames], failures)
 
 
-def _count_rows(teacher: Teacher, rows: Sequence[ManifestRow], section: FrameCorpusSection, num_frames: int) -> int:
-    """Return how many of the first rows give so many frames, if all are usable; teachers are too slow for more."""
-    count = 0
-    while count < min(len(rows), _MAX_ROWS_AT_ONCE) and num_frames > 0:
-        row = rows[count]
+def _take_rows(
+    teacher: Teacher, rows: Iterable[ManifestRow], section: FrameCorpusSection, num_frames: int
+) -> list[ManifestRow]:
+    """Return the first rows that give so many frames, if all are usable; teachers are too slow for more."""
+    taken = []
+    for row in rows:
+        if num_frames <= 0:
+            break
         frames_of_row = teacher.num_frames(resampled_length(row.num_samples, row.sample_rate, teacher.sample_rate))
         num_frames -= min(frames_of_row, section.max_frames_per_file)
-        count += 1
+        taken.append(row)
 
-    return count
+    return taken
 
 
 def _draw(utterance: EmbeddedUtterance, frames: Tensor, section: FrameCorpusSection, seed: int) -> Tensor:
