@@ -122,6 +122,8 @@ class StageRunner:
                 self._collect(runs)
                 self._start_ready(runs)
                 time.sleep(0.2)
+        if not self._console.is_terminal:
+            print(flush=True)  # behind the table, which a log has once
 
     def log_path(self, stage: Stage) -> Path:
         """Return the file of a stage's output."""
