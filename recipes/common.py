@@ -52,6 +52,8 @@ def main(recipe: Recipe, description: str | None) -> None:
     torch.set_flush_denormal(True)
     if description and not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         print(description)
+        if spec := sys.modules["__main__"].__spec__:
+            sys.argv[0] = f"python -m {spec.parent}"  # what people type, in place of __main__.py
     log.logger.addFilter(_OneLineConfigErrors())
     log.logger.addFilter(HiddenSecrets(os.environ))
     watched = StopWatchingRecipe(recipe)

@@ -1,4 +1,4 @@
-"""Do features and units tell phones apart? ABX errors by layer; for units also PNMI, purities and bitrate.
+r"""Do features and units tell phones apart? ABX errors by layer; for units also PNMI, purities and bitrate.
 
     python -m recipes.abx OUT --config corpus.manifest=clips.tsv alignment=clips.alignment.tsv \
         features='[{name: spidr, checkpoint: RUN}, {name: mel, kind: log_mel}, {name: km, kind: store, store: UNITS}]'

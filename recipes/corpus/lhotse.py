@@ -1,4 +1,4 @@
-"""Make a manifest, and a code store if the cuts have codebook indexes, from cuts of lhotse: a file or a Shar folder.
+r"""Make a manifest, and a code store if the cuts have codebook indexes, from cuts of lhotse: a file or a Shar folder.
 
     python -m recipes.corpus.lhotse OUT cuts.jsonl.gz --domain speech \
         --codes codebook_indexes --teacher wavlm_large:21 --quantizer NAME

@@ -1,4 +1,4 @@
-"""Draw what a model has learnt: frames by phone, a masked prediction, how codebooks are used.
+r"""Draw what a model has learnt: frames by phone, a masked prediction, how codebooks are used.
 
     python -m recipes.gallery OUT --config corpus.manifest=clips.tsv masked.checkpoint=RUN masked.codes=STORE \
         features='[{name: student, checkpoint: RUN}, {name: log-mel, kind: log_mel}]' \

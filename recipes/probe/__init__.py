@@ -1,4 +1,4 @@
-"""Probes on frozen features: what can be read from a model's layers, a teacher, or log-mel energies.
+r"""Probes on frozen features: what can be read from a model's layers, a teacher, or log-mel energies.
 
     python -m recipes.probe OUT --config tasks='[DATA/probe/phones.tsv, DATA/probe/events.tsv]' \
         features='[{name: spear, kind: model, checkpoint: RUN}, {name: whisper, kind: teacher}]'

@@ -1,4 +1,4 @@
-"""Fine-tune an encoder for speech recognition by CTC.
+r"""Fine-tune an encoder for speech recognition by CTC.
 
     python -m recipes.asr.finetune OUT --config-file recipes/asr/finetune/configs/librispeech_100h.yaml \
         --config encoder.checkpoint=spear_large_speech tokenizer=TOKENIZER \

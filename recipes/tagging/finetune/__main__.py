@@ -1,4 +1,4 @@
-"""Fine-tune an encoder for audio tagging: which of some labels are heard in a recording.
+r"""Fine-tune an encoder for audio tagging: which of some labels are heard in a recording.
 
     python -m recipes.tagging.finetune OUT --config-file recipes/tagging/finetune/configs/audioset_20k.yaml \
         --config encoder.checkpoint=spear_base_speech_audio \
