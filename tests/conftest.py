@@ -25,3 +25,9 @@ def fairseq2_library() -> None:
     """Compose fairseq2 once a session: a second `init_fairseq2()` is an error."""
     torch.set_num_threads(1)
     init_fairseq2()
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what other tests compiled: of one function, PyTorch compiles no more than a few versions in a process."""
+    torch.compiler.reset()

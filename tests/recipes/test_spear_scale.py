@@ -36,6 +36,7 @@ def test_activation_checkpointing_gives_the_same_bits(runner: PretrainRunner) ->
 
 
 @pytest.mark.slow  # loading the compiler and tracing is
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_layers_give_the_same_losses(runner: PretrainRunner) -> None:
     # Two steps, of two shapes: tracing takes the time.
     short = [REGULARIZED_MODEL, "regime.num_steps=2", "regime.checkpoint_every_n_steps=2"]

@@ -90,6 +90,7 @@ def test_silence_and_full_scale_have_finite_features_in_half_precision(dtype: to
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("family", ["spear", "spidr"])
 @torch.inference_mode()
 def test_compiled_parts_give_the_same_features_and_are_not_compiled_again_for_other_lengths(family: str) -> None:

@@ -82,6 +82,7 @@ def test_a_layer_under_bfloat16_autocast_stays_near_float32() -> None:
 
 
 @pytest.mark.slow  # loading the compiler is
+@pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_layer_gives_the_same_output_and_gradient() -> None:
     layer = make_layer()
 
