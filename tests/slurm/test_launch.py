@@ -90,7 +90,8 @@ def small_jobs(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) 
     """Submit stand-ins for recipes all at once; return their ids and folders."""
     folder = tmp_path_factory.mktemp("jobs")
     settings: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-        "time limit": (("wait", "ok"), ("--time", "1", "--signal-seconds", "50")),
+        # Ten seconds into a minute the program may not have begun on a busy machine.
+        "time limit": (("wait", "ok"), ("--time", "2", "--signal-seconds", "60")),
         "crashing": (("1", "ok"), ()),
         "hopeless": (("1",), ("--max-restarts", "1")),
         "wrong": (("2", "ok"), ()),
