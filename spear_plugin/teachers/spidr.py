@@ -90,7 +90,7 @@ class SpidrTeacher(Teacher):
         # The model takes no utterance without a frame; the base cuts what such a one gives.
         lengths = [max(n, self._geometry.receptive_field) for n in lengths]
 
-        if self.model.config.feature_extractor.mode == "group_norm":
+        if self.model.config.feature_extractor.normalizes_over_time:
             return embed_one_by_one(lambda row: self._run_model(row, [row.size(1)]), waveforms, lengths, self.dim)
 
         return self._run_model(waveforms, lengths)

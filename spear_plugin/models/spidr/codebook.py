@@ -106,18 +106,29 @@ class OnlineCodebooks(Module):
     counts: Tensor
     """(K, V) float32, the decayed number of each code's frames."""
 
-    def __init__(self, num_codebooks: int, num_codes: int, dim: int, *, decay: float) -> None:
-        """Create codebooks; ``decay`` is the share of its past that a code keeps when it is updated."""
+    def __init__(
+        self, num_codebooks: int, num_codes: int, dim: int, *, decay: float, initial_scale: float = 1.0
+    ) -> None:
+        """Create codebooks.
+
+        Args:
+            num_codebooks: K.
+            num_codes: V.
+            dim: D.
+            decay: The share of its past that a code keeps when it is updated.
+            initial_scale: The standard deviation of the first codes in each dimension.
+        """
         super().__init__()
         self.decay = decay
+        self.initial_scale = initial_scale
         self.register_buffer("sums", torch.empty((num_codebooks, num_codes, dim), dtype=torch.float32))
         self.register_buffer("counts", torch.empty((num_codebooks, num_codes), dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # Over the codes of a codebook, each dimension has the mean 0 and the variance 1.
+        # Over the codes of a codebook, each dimension has the mean 0 and, before it is scaled, the variance 1.
         codes = torch.randn_like(self.sums.transpose(1, 2))
-        self.sums.copy_(layer_norm(codes, codes.shape[2:]).transpose(1, 2))
+        self.sums.copy_(self.initial_scale * layer_norm(codes, codes.shape[2:]).transpose(1, 2))
         self.counts.fill_(1.0)
 
     @torch.no_grad()

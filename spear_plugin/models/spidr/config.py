@@ -17,7 +17,11 @@ SpidrKind: TypeAlias = Literal["spidr", "dinosr"]
 
 @dataclass(kw_only=True)
 class FeatureExtractorConfig(Validatable):
-    """Describes the convolutions from samples to frames. The lists have one entry for each."""
+    """Describes how samples become frames; of convolutions, the lists have one entry for each."""
+
+    kind: Literal["convolutions", "log_mel"] = "convolutions"
+    """``log_mel`` takes pairs of log-mel spectra instead, 35 ms every 20 ms, which need no training (for little data);
+    the other fields do not count then."""
 
     mode: Literal["layer_norm", "group_norm"] = "layer_norm"
     """``layer_norm`` normalizes the channels of each frame after every convolution; ``group_norm`` each channel over
@@ -34,6 +38,11 @@ class FeatureExtractorConfig(Validatable):
 
     bias: bool = False
     """If ``True``, convolutions have a bias."""
+
+    @property
+    def normalizes_over_time(self) -> bool:
+        """Whether a frame depends on padding."""
+        return self.kind == "convolutions" and self.mode == "group_norm"
 
     def validate(self) -> ValidationResult:
         result = ValidationResult()
@@ -119,11 +128,17 @@ class OnlineCodebookConfig(Validatable):
     decay: float = 0.9
     """The share of its past that a code keeps when it is updated; from 1 on codebooks stay as they are."""
 
+    initial_scale: float = 1.0
+    """The standard deviation of the first codes in each dimension. The frames that they cluster have 1, and so has the
+    paper, whose steps have 95,000 of them; with some hundred, less leaves fewer codes without any frame for ever."""
+
     def validate(self) -> ValidationResult:
         result = ValidationResult()
         _check_at_least(result, self, 1, ("num_codebooks",))
         _check_at_least(result, self, 2, ("codebook_size",))
         _check_at_least(result, self, 0, ("decay",))
+        if self.initial_scale <= 0.0:
+            result.add_error(f"`initial_scale` must be positive, but is {self.initial_scale} instead.")
         return result
 
 

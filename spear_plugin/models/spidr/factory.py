@@ -18,6 +18,7 @@ from spear_plugin.models.spidr.frontend import (
     Normalization,
 )
 from spear_plugin.models.spidr.heads import CodeHeads
+from spear_plugin.models.spidr.log_mel import LOG_MEL_GEOMETRY, NUM_LOG_MEL_CHANNELS, LogMelExtractor
 from spear_plugin.models.spidr.masker import SpanMasker
 from spear_plugin.models.spidr.model import SpidrModel
 
@@ -25,12 +26,20 @@ from spear_plugin.models.spidr.model import SpidrModel
 def create_spidr_model(config: SpidrConfig) -> SpidrModel:
     """Create a model with new weights on the current default device."""
     dim, codebook = config.encoder.dim, config.codebook
+    is_log_mel = config.feature_extractor.kind == "log_mel"
+    num_channels = NUM_LOG_MEL_CHANNELS if is_log_mel else config.feature_extractor.channels[-1]
     return SpidrModel(
-        _create_feature_extractor(config.feature_extractor),
-        FeatureProjection(config.feature_extractor.channels[-1], dim),
+        LogMelExtractor() if is_log_mel else _create_feature_extractor(config.feature_extractor),
+        FeatureProjection(num_channels, dim, is_normalized=is_log_mel),
         _create_encoder(config.encoder),
         _create_encoder(config.encoder),
-        OnlineCodebooks(codebook.num_codebooks, codebook.codebook_size, dim, decay=codebook.decay),
+        OnlineCodebooks(
+            codebook.num_codebooks,
+            codebook.codebook_size,
+            dim,
+            decay=codebook.decay,
+            initial_scale=codebook.initial_scale,
+        ),
         CodeHeads(codebook.num_codebooks, codebook.codebook_size, dim),
         EmaUpdater(_create_curve(config.ema, config.freeze_step), config.ema.copied_parts),
         dim=dim,
@@ -43,6 +52,8 @@ def create_spidr_model(config: SpidrConfig) -> SpidrModel:
 
 def create_frame_geometry(config: SpidrConfig) -> FrameGeometry:
     """Return which samples the frames of a model see; needs no model."""
+    if config.feature_extractor.kind == "log_mel":
+        return LOG_MEL_GEOMETRY
     return FrameGeometry(tuple(config.feature_extractor.kernel_sizes), tuple(config.feature_extractor.strides))
 
 

@@ -139,9 +139,9 @@ class FeatureExtractor(Module):
 
     @override
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Return (N, T, C) for ``waveforms`` (N, S)."""
+        """Return (N, T, C) in the dtype of the weights for ``waveforms`` (N, S)."""
         # (N, S) -> (N, S, 1) -> (N, T, C)
-        x = waveforms[:, :, None]
+        x = waveforms[:, :, None].to(cast("ConvLayer", self.conv_layers[0]).conv.weight.dtype)
         for layer in self.conv_layers:
             x = cast("ConvLayer", layer)(x)
         return x
@@ -154,19 +154,25 @@ class FeatureExtractor(Module):
 class FeatureProjection(Module):
     """Normalizes frames and brings them to the encoder's width."""
 
-    layer_norm: LayerNorm
+    layer_norm: LayerNorm | None
     projection: Linear
 
-    def __init__(self, num_channels: int, dim: int) -> None:
-        """Create a projection from C to D channels."""
+    def __init__(self, num_channels: int, dim: int, *, is_normalized: bool = False) -> None:
+        """Create a projection from C to D channels.
+
+        Args:
+            num_channels: C.
+            dim: D.
+            is_normalized: Whether frames are on one scale already, so that the channels of each need no norm.
+        """
         super().__init__()
-        self.layer_norm = LayerNorm(num_channels)
+        self.layer_norm = None if is_normalized else LayerNorm(num_channels)
         self.projection = Linear(num_channels, dim)
 
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, T, D) for ``x`` (N, T, C)."""
-        y: Tensor = self.projection(self.layer_norm(x))
+        y: Tensor = self.projection(x if self.layer_norm is None else self.layer_norm(x))
         return y
 
     if TYPE_CHECKING:

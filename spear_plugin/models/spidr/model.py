@@ -30,6 +30,7 @@ from spear_plugin.models.spidr.frames import (
 )
 from spear_plugin.models.spidr.frontend import FeatureExtractor, FeatureProjection
 from spear_plugin.models.spidr.heads import CodeHeads
+from spear_plugin.models.spidr.log_mel import LogMelExtractor
 from spear_plugin.models.spidr.output import SpidrFeatures, SpidrOutput
 
 
@@ -48,7 +49,7 @@ class SpidrModel(Module):
 
     def __init__(
         self,
-        feature_extractor: FeatureExtractor,
+        feature_extractor: FeatureExtractor | LogMelExtractor,
         feature_projection: FeatureProjection,
         student: SpidrEncoder,
         teacher: SpidrEncoder,
@@ -261,7 +262,8 @@ class SpidrModel(Module):
         is_valid = locate_frames(frame_lengths, geometry.num_frames(num_samples))
         if is_valid is not None:
             is_valid = is_valid.to(waveforms.device, non_blocking=True)
-        frames = self.feature_projection(self.feature_extractor(waveforms.to(self.mask_embedding.dtype)))
+        extracted = self.feature_extractor(waveforms).to(self.mask_embedding.dtype)
+        frames = self.feature_projection(extracted)
         return frames, is_valid, frame_lengths.to(waveforms.device, non_blocking=True)
 
     if TYPE_CHECKING:

@@ -22,11 +22,13 @@ from spear_plugin.models.spidr import (
 )
 
 
-def small_config(kind: Literal["spidr", "dinosr"] = "spidr") -> SpidrConfig:
+def small_config(
+    kind: Literal["spidr", "dinosr"] = "spidr", *, front_end: Literal["convolutions", "log_mel"] = "convolutions"
+) -> SpidrConfig:
     """Return a model of three layers without dropout, of which the last two have a head."""
     return SpidrConfig(
         kind=kind,
-        feature_extractor=FeatureExtractorConfig(channels=[16] * 7),
+        feature_extractor=FeatureExtractorConfig(kind=front_end, channels=[16] * 7),
         encoder=SpidrEncoderConfig(
             dim=32,
             num_layers=3,
@@ -58,9 +60,9 @@ class Batch:
         return model(self.waveforms, self.lengths, self.mask)
 
 
-def create_batch(lengths: list[int], *, seed: int = 1) -> Batch:
+def create_batch(lengths: list[int], *, seed: int = 1, config: SpidrConfig | None = None) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     waveforms = torch.randn((len(lengths), max(lengths)), generator=generator)
     sizes = torch.tensor(lengths)
-    mask = create_span_masker(small_config()).draw(lengths, generator)
+    mask = create_span_masker(config or small_config()).draw(lengths, generator)
     return Batch(standardize_waveforms(waveforms, sizes), sizes, mask)

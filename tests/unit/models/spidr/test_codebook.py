@@ -87,3 +87,12 @@ def test_the_sums_of_a_gpu_are_those_of_the_host() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_first_codes_have_the_scale_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    standard = OnlineCodebooks(2, 50, 4, decay=0.9)
+    assert_close(standard.sums.mean(dim=1), torch.zeros(2, 4))
+    assert_close(standard.sums.std(dim=1, correction=0), torch.ones(2, 4), atol=1e-4)
+    torch.manual_seed(0)
+    assert_equal(OnlineCodebooks(2, 50, 4, decay=0.9, initial_scale=0.3).sums, 0.3 * standard.sums)

@@ -36,6 +36,7 @@ PARTS = {
         ("codebook", {"num_codebooks": 0}, "`num_codebooks` must be at least 1, but is 0"),
         ("codebook", {"num_codebooks": 13}, "at most `encoder.num_layers` (12), but is 13"),
         ("codebook", {"codebook_size": 1}, "`codebook_size` must be at least 2, but is 1"),
+        ("codebook", {"initial_scale": 0.0}, "`initial_scale` must be positive, but is 0.0"),
         ("codebook", {"decay": -0.1}, "`decay` must be at least 0, but is -0.1"),
         ("ema", {"start_decay": 1.1}, "`start_decay` must be in [0, 1], but is 1.1"),
         ("ema", {"timescale": 0.0}, "`timescale` must be positive, but is 0.0"),
