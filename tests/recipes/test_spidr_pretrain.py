@@ -83,6 +83,20 @@ def test_a_run_trains_validates_and_its_checkpoint_loads_by_card_name(runner: Sp
     assert int(weights["current_step"]) == 4
 
 
+def test_a_run_on_log_mel_trains_and_loads_with_its_front_end(runner: SpidrRunner) -> None:
+    option = "model.config_overrides.feature_extractor={kind: log_mel}"
+    assert runner.run(option) == (0, [])
+    assert {"feature_projection.projection.weight", "codebooks.sums"} <= changed_names(runner, 2, 4)
+    card = find_run_card(runner.folder / "run", "checkpoint_step_4")
+    model = get_spidr_model_hub().load_model(card, device=CPU)
+    assert model.config.feature_extractor.kind == "log_mel"
+    key = "feature_projection.projection.weight"
+    assert torch.equal(model.state_dict()[key], runner.load_weights(4)[key])
+    code, lines = runner.run(option, "dataset.min_seconds=0.03", run="short")
+    assert code == 2
+    assert "`dataset.min_seconds` must be at least 0.035" in lines[0]
+
+
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(runner: SpidrRunner, tmp_path: Path) -> None:
     options = ("model.config_overrides.freeze_step=3", "lr_scheduler.config.stage_ratio=[0.25, 0.25, 0.5]")
     assert runner.run(*options)[0] == 0
