@@ -2,7 +2,7 @@
 
 Convolutions have to learn from hours of speech what a spectrum is; a spectrum knows.
 
-Letters: N batch, S samples, W windows of 10 ms, T frames, C channels.
+Letters: N batch, S samples, T frames, C channels.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class LogMelExtractor(Module):
     @torch.no_grad()
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return (N, T, C) float32 for ``waveforms`` (N, S), standardized."""
+        pieces = waveforms.float().unfold(1, self.geometry.receptive_field, self.geometry.hop)
+        # (N, T, 560) -> (N, T, 2, 400) -> (N, 2 T, 400)
+        windows = pieces.unfold(2, WINDOW, SHIFT).flatten(1, 2)
         with torch.autocast(waveforms.device.type, enabled=False):
-            # (N, S) -> (N, W, 400) -> (N, W, 128)
-            spectra = compute_log_mel(waveforms.float().unfold(1, WINDOW, SHIFT))
-        num_frames = spectra.size(1) // 2
-        # (N, W, 128) -> (N, T, C)
-        frames = spectra[:, : 2 * num_frames].reshape(spectra.size(0), num_frames, NUM_LOG_MEL_CHANNELS)
+            # (N, 2 T, 400) -> (N, T, C)
+            frames = compute_log_mel(windows).unflatten(1, (-1, 2)).flatten(2)
         return (frames - _MEAN) / _SCALE
 
     if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchaudio.compliance.kaldi import fbank
 
+from spear_plugin.inference.programs import FeatureProgram, export_program
 from spear_plugin.models.spidr import create_frame_geometry, create_spidr_model, spidr_timing
 from spear_plugin.models.spidr.log_mel import LogMelExtractor
 from tests.common import assert_close, assert_equal
@@ -90,3 +91,15 @@ def test_a_model_made_without_memory_computes_like_any_other() -> None:
     with torch.device("meta"):
         model = create_spidr_model(CONFIG)
     assert model.to_empty(device="cpu").feature_extractor(torch.randn(1, 1600)).isfinite().all()
+
+
+@torch.no_grad()
+def test_a_program_for_other_runtimes_takes_recordings_of_any_length() -> None:
+    program = FeatureProgram(create_small_model(CONFIG).eval(), layers=[1]).eval()
+    graph = export_program(program).module()
+    for lengths in ([17000, 9000], [1701]):
+        batch = create_batch(lengths, config=CONFIG)
+        for mine, expected in zip(
+            graph(batch.waveforms, batch.lengths), program(batch.waveforms, batch.lengths), strict=True
+        ):
+            assert_close(mine, expected, atol=1e-4)
