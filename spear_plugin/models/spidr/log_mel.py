@@ -46,7 +46,7 @@ class LogMelExtractor(Module):
         windows = pieces.unfold(2, WINDOW, SHIFT).flatten(1, 2)
         with torch.autocast(waveforms.device.type, enabled=False):
             # (N, 2 T, 400) -> (N, T, C)
-            frames = compute_log_mel(windows).unflatten(1, (-1, 2)).flatten(2)
+            frames: Tensor = compute_log_mel(windows).unflatten(1, (-1, 2)).flatten(2)
         return (frames - _MEAN) / _SCALE
 
     if TYPE_CHECKING:
