@@ -3,7 +3,7 @@
 25 ms Povey windows, DC offset removed, pre-emphasis 0.97, power spectrum of 512 points, 128 mel bins between 20 and
 7600 Hz, natural logarithm.
 
-Letters: N batch, T frames, F mels, W samples of a window.
+Letters: W samples of a window, F mels.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _PRE_EMPHASIS: Final = 0.97
 
 
 def compute_log_mel(windows: Tensor) -> Tensor:
-    """Return (N, T, 128) float32 for windows (N, T, 400) float32, without autocast around it.
+    """Return (..., 128) float32 for windows (..., 400) float32, without autocast around it.
 
     The order of operations is torchaudio's, so that rounding is the same too.
     """
     window_function, mel_filters = _constants(windows.device)
-    # (N, T, W) -> (N, T, 512); this and the squares are written in place because fresh memory costs more than the FFT
-    frames = windows.new_zeros((*windows.shape[:2], _FFT_SIZE))
-    torch.sub(windows, windows.mean(dim=2, keepdim=True), out=frames[:, :, :WINDOW])
+    # (..., W) -> (..., 512); this and the squares are written in place because fresh memory costs more than the FFT
+    frames = windows.new_zeros((*windows.shape[:-1], _FFT_SIZE))
+    torch.sub(windows, windows.mean(dim=-1, keepdim=True), out=frames[..., :WINDOW])
     # The first sample stays as it is: the window function is zero there.
-    frames[:, :, 1:WINDOW] -= _PRE_EMPHASIS * frames[:, :, : WINDOW - 1]
-    frames[:, :, :WINDOW] *= window_function
-    # (N, T, 512) -> (N, T, 257)
+    frames[..., 1:WINDOW] -= _PRE_EMPHASIS * frames[..., : WINDOW - 1]
+    frames[..., :WINDOW] *= window_function
+    # (..., 512) -> (..., 257)
     squares = torch.view_as_real(torch.fft.rfft(frames)).square_()
     power = squares[..., 0] + squares[..., 1]
-    # (N, T, 257) -> (N, T, F)
+    # (..., 257) -> (..., F)
     mel = power.to(mel_filters.dtype) @ mel_filters
     # Kaldi's floor is the float32 epsilon; its energy floor concerns the unused energy column only.
     return mel.float().clamp_(min=torch.finfo(torch.float32).eps).log_()

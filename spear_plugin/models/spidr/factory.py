@@ -26,11 +26,8 @@ from spear_plugin.models.spidr.model import SpidrModel
 def create_spidr_model(config: SpidrConfig) -> SpidrModel:
     """Create a model with new weights on the current default device."""
     dim, codebook = config.encoder.dim, config.codebook
-    is_log_mel = config.feature_extractor.kind == "log_mel"
-    num_channels = NUM_LOG_MEL_CHANNELS if is_log_mel else config.feature_extractor.channels[-1]
     return SpidrModel(
-        LogMelExtractor() if is_log_mel else _create_feature_extractor(config.feature_extractor),
-        FeatureProjection(num_channels, dim, is_normalized=is_log_mel),
+        *_create_front_end(config.feature_extractor, dim),
         _create_encoder(config.encoder),
         _create_encoder(config.encoder),
         OnlineCodebooks(
@@ -52,9 +49,7 @@ def create_spidr_model(config: SpidrConfig) -> SpidrModel:
 
 def create_frame_geometry(config: SpidrConfig) -> FrameGeometry:
     """Return which samples the frames of a model see; needs no model."""
-    if config.feature_extractor.kind == "log_mel":
-        return LOG_MEL_GEOMETRY
-    return FrameGeometry(tuple(config.feature_extractor.kernel_sizes), tuple(config.feature_extractor.strides))
+    return _create_geometry(config.feature_extractor)
 
 
 def create_span_masker(config: SpidrConfig) -> SpanMasker:
@@ -68,6 +63,20 @@ def create_span_masker(config: SpidrConfig) -> SpanMasker:
         law=masking.law,
         spread=masking.spread,
     )
+
+
+def _create_geometry(config: FeatureExtractorConfig) -> FrameGeometry:
+    if config.kind == "log_mel":
+        return LOG_MEL_GEOMETRY
+    return FrameGeometry(tuple(config.kernel_sizes), tuple(config.strides))
+
+
+def _create_front_end(
+    config: FeatureExtractorConfig, dim: int
+) -> tuple[FeatureExtractor | LogMelExtractor, FeatureProjection]:
+    if config.kind == "log_mel":
+        return LogMelExtractor(), FeatureProjection(NUM_LOG_MEL_CHANNELS, dim, is_normalized=True)
+    return _create_feature_extractor(config), FeatureProjection(config.channels[-1], dim)
 
 
 def _create_feature_extractor(config: FeatureExtractorConfig) -> FeatureExtractor:
@@ -88,7 +97,7 @@ def _create_feature_extractor(config: FeatureExtractorConfig) -> FeatureExtracto
             )
         )
         num_in_channels = num_channels
-    return FeatureExtractor(layers, FrameGeometry(tuple(config.kernel_sizes), tuple(config.strides)))
+    return FeatureExtractor(layers, _create_geometry(config))
 
 
 def _create_encoder(config: SpidrEncoderConfig) -> SpidrEncoder:

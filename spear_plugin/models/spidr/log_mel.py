@@ -42,11 +42,9 @@ class LogMelExtractor(Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return (N, T, C) float32 for ``waveforms`` (N, S), standardized."""
         pieces = waveforms.float().unfold(1, self.geometry.receptive_field, self.geometry.hop)
-        # (N, T, 560) -> (N, T, 2, 400) -> (N, 2 T, 400)
-        windows = pieces.unfold(2, WINDOW, SHIFT).flatten(1, 2)
         with torch.autocast(waveforms.device.type, enabled=False):
-            # (N, 2 T, 400) -> (N, T, C)
-            frames: Tensor = compute_log_mel(windows).unflatten(1, (-1, 2)).flatten(2)
+            # (N, T, 560) -> (N, T, 2, 400) -> (N, T, 2, 128) -> (N, T, C)
+            frames = compute_log_mel(pieces.unfold(2, WINDOW, SHIFT)).flatten(2)
         return (frames - _MEAN) / _SCALE
 
     if TYPE_CHECKING:

@@ -49,17 +49,6 @@ def test_there_is_nothing_to_train_before_the_projection() -> None:
 
 
 @torch.no_grad()
-def test_an_utterance_has_the_same_features_alone_and_in_a_padded_batch() -> None:
-    model, batch = create_small_model(CONFIG).eval(), create_batch(LENGTHS, config=CONFIG)
-    features = model.extract_features(batch.waveforms, batch.lengths)
-    assert features.lengths.tolist() == [49, 27, 49]
-    for i, length in enumerate(LENGTHS):
-        alone = model.extract_features(batch.waveforms[i : i + 1, :length], None)
-        for together, single in zip(features.layers, alone.layers, strict=True):
-            assert_close(together[i, : single.size(1)], single[0], atol=1e-4)
-
-
-@torch.no_grad()
 def test_spectra_stay_in_single_precision_whatever_the_model_is_in() -> None:
     waveforms = torch.randn(1, 4000)
     expected = LogMelExtractor()(waveforms)

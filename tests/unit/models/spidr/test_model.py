@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Literal
 
 import pytest
 import torch
@@ -24,9 +25,13 @@ def test_waveforms_are_standardized_one_by_one() -> None:
         assert not row[length:].any()
 
 
+@pytest.mark.parametrize("front_end", ["convolutions", "log_mel"])
 @torch.no_grad()
-def test_an_utterance_has_the_same_features_alone_and_in_a_padded_batch() -> None:
-    model, batch = create_small_model().eval(), create_batch(LENGTHS)
+def test_an_utterance_has_the_same_features_alone_and_in_a_padded_batch(
+    front_end: Literal["convolutions", "log_mel"],
+) -> None:
+    config = small_config(front_end=front_end)
+    model, batch = create_small_model(config).eval(), create_batch(LENGTHS, config=config)
     features = model.extract_features(batch.waveforms, batch.lengths)
     assert features.lengths.tolist() == [49, 27, 49]
     assert len(features.layers) == 3
