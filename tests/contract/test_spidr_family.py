@@ -75,15 +75,6 @@ def test_tiny_learns_on_one_batch() -> None:
     model = hub.create_new_model(hub.get_arch_config("tiny"))
     batch = create_batch([8000, 8000])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
-    losses = []
-    for step in range(1, 13):
-        output = batch.loss_of(model)
-        loss = output.loss / output.num_masked
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.codebooks.update(output.statistics)
-        model.update_ema(step)
-        losses.append(loss.item())
+    losses = [batch.train(model, optimizer, step) for step in range(1, 13)]
     assert losses[0] == pytest.approx(torch.tensor(64.0).log().item(), abs=0.5)
     assert losses[-1] < 0.8 * losses[0]

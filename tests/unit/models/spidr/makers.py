@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from spear_plugin.models.spidr import (
     EmaConfig,
@@ -58,6 +59,17 @@ class Batch:
 
     def loss_of(self, model: SpidrModel) -> SpidrOutput:
         return model(self.waveforms, self.lengths, self.mask)
+
+    def train(self, model: SpidrModel, optimizer: Optimizer, step_nr: int) -> float:
+        """Take a step on this batch alone and return its loss for each masked frame."""
+        output = self.loss_of(model)
+        loss = output.loss / output.num_masked
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.codebooks.update(output.statistics)
+        model.update_ema(step_nr)
+        return loss.item()
 
 
 def create_batch(lengths: list[int], *, seed: int = 1, config: SpidrConfig | None = None) -> Batch:

@@ -64,13 +64,7 @@ def test_a_model_learns_on_one_batch_and_freezes_its_projection() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     losses = []
     for step in range(1, 16):
-        output = batch.loss_of(model)
-        (output.loss / output.num_masked).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        model.codebooks.update(output.statistics)
-        model.update_ema(step)
-        losses.append(output.loss.item() / output.num_masked)
+        losses.append(batch.train(model, optimizer, step))
         is_frozen = step >= CONFIG.freeze_step
         assert model.feature_projection.projection.weight.requires_grad is not is_frozen
     assert losses[-1] < 0.9 * losses[0]
