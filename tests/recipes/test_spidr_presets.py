@@ -20,6 +20,7 @@ PRESETS = sorted((ROOT / "recipes" / "spidr" / "pretrain" / "configs").glob("*.y
 OPTIONS = [
     *SMALL_SPIDR,
     "dataset.max_batch_seconds=8",
+    "dataset.min_seconds=0.2",
     "dataset.max_seconds=2",
     "dataset.num_parallel=1",
     "regime.validate_every_n_steps=1",

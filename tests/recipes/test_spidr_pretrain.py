@@ -31,6 +31,7 @@ SMALL_SPIDR = [
 SHORT_RUN = [
     *SMALL_SPIDR,
     "dataset.max_batch_seconds=8",
+    "dataset.min_seconds=0.2",
     "dataset.max_seconds=2",
     "regime.num_steps=4",
     "regime.validate_every_n_steps=2",

@@ -199,10 +199,17 @@ class SpanMaskingConfig(Validatable):
     spread: float = 0.0
     """The smallest length of ``uniform`` spans, the standard deviation of ``normal`` ones."""
 
+    visible_share: float = 0.0
+    """The share of masked frames that the student predicts in training although it sees them; in the paper none.
+
+    Heads are read on visible frames. With much speech what they learn on hidden ones carries over, with hours not.
+    """
+
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-        if not 0.0 <= self.probability <= 1.0:
-            result.add_error(f"`probability` must be in [0, 1], but is {self.probability} instead.")
+        for name in ("probability", "visible_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                result.add_error(f"`{name}` must be in [0, 1], but is {getattr(self, name)} instead.")
         _check_at_least(result, self, 1, ("span",))
         _check_at_least(result, self, 0, ("min_spans", "spread"))
         if self.law == "uniform" and self.spread > 2 * self.span:

@@ -42,6 +42,7 @@ def create_spidr_model(config: SpidrConfig) -> SpidrModel:
         dim=dim,
         kind=config.kind,
         projection_dropout=config.encoder.projection_dropout,
+        visible_share=config.masking.visible_share,
         freeze_step=config.freeze_step,
         config=config,
     )

@@ -60,6 +60,7 @@ class SpidrModel(Module):
         dim: int,
         kind: SpidrKind,
         projection_dropout: float,
+        visible_share: float,
         freeze_step: int,
         config: SpidrConfig,
     ) -> None:
@@ -76,6 +77,7 @@ class SpidrModel(Module):
             dim: D.
             kind: What the heads read.
             projection_dropout: On the student's input.
+            visible_share: Of the masked frames, how many are not hidden in training.
             freeze_step: The number of updates after which the first two parts stay as they are.
             config: What the parts were made from, for those who use the model; the model itself does not read it.
         """
@@ -91,6 +93,7 @@ class SpidrModel(Module):
         self.teacher = teacher
         self.ema = ema
         self.kind = kind
+        self.visible_share = visible_share
         self.freeze_step = freeze_step
         self.config = config
         self.first_head_layer = len(student.layers) - codebooks.counts.size(0)
@@ -127,7 +130,8 @@ class SpidrModel(Module):
         Args:
             waveforms: (N, S) standardized; S at least 400.
             lengths: (N,) int64 in samples, each at most S; None if nothing is padded.
-            mask: (N, T) bool, True on frames to hide and to predict; None predicts all valid frames and hides none.
+            mask: (N, T) bool, True on frames to hide, but for ``visible_share`` in training, and to predict; None
+                predicts all valid frames and hides none.
 
         Raises:
             ValueError: If waveforms are too short, or ``mask`` has another shape.
@@ -136,7 +140,8 @@ class SpidrModel(Module):
         x = self.projection_dropout(frames)
         if mask is not None:
             check_mask(mask, frames)
-            x = torch.where(mask.to(x.device, non_blocking=True)[:, :, None], self.mask_embedding.to(x.dtype), x)
+            is_hidden = self._draw_hidden(mask.to(x.device, non_blocking=True))
+            x = torch.where(is_hidden[:, :, None], self.mask_embedding.to(x.dtype), x)
         indices = find_frames(mask if mask is not None else is_valid, frames)
         targets = self.compute_targets(frames, is_valid, indices)
         labels = self.codebooks.assign(targets)
@@ -149,6 +154,12 @@ class SpidrModel(Module):
             probabilities=logits.detach().softmax(dim=2).sum(dim=1),
             statistics=CodebookStatistics.of(targets, labels, logits.size(2)),
         )
+
+    def _draw_hidden(self, mask: Tensor) -> Tensor:
+        """Return which frames (N, T) of those to predict are hidden; drawn by the device's own generator."""
+        if not self.training or self.visible_share == 0.0:
+            return mask
+        return mask & (torch.rand(mask.shape, device=mask.device) >= self.visible_share)
 
     def _encode_masked(self, x: Tensor, is_valid: Tensor | None, indices: Tensor) -> Tensor:
         """Return what each head reads (K, M, D)."""

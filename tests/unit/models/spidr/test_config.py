@@ -42,6 +42,7 @@ PARTS = {
         ("ema", {"timescale": 0.0}, "`timescale` must be positive, but is 0.0"),
         ("ema", {"final_step": 0}, "`final_step` must be at least 1, but is 0"),
         ("masking", {"probability": 1.5}, "`probability` must be in [0, 1], but is 1.5"),
+        ("masking", {"visible_share": -0.1}, "`visible_share` must be in [0, 1], but is -0.1"),
         ("masking", {"span": 0}, "`span` must be at least 1, but is 0"),
         ("masking", {"law": "uniform", "spread": 21.0}, "`spread` must be at most twice `span`, but is 21.0"),
     ],

@@ -122,6 +122,25 @@ def test_a_batch_without_masked_frames_has_no_loss() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("visible_share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_predicted_frames_is_visible_in_training_alone(visible_share: float) -> None:
+    config = small_config()
+    config.masking.visible_share = visible_share
+    model, batch = create_small_model(config), create_batch([40000] * 4)
+    mask = batch.mask
+    # What is hidden has the mask embedding in the student's input.
+    inputs: list[Tensor] = []
+    model.student.pos_conv_embed.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    training, evaluated = batch.loss_of(model), batch.loss_of(model.eval())
+
+    assert training.num_masked == evaluated.num_masked == int(mask.sum())
+    assert_equal(training.labels, evaluated.labels)
+    hidden, all_hidden = ((x == model.mask_embedding).all(dim=2) for x in inputs)
+    assert_equal(all_hidden, mask)
+    assert not (hidden & ~mask).any()
+    assert float(hidden.sum() / mask.sum()) == pytest.approx(1.0 - visible_share, abs=0.08)
+
+
 def test_without_a_mask_only_valid_frames_are_predicted() -> None:
     batch = create_batch(LENGTHS)
     assert create_small_model()(batch.waveforms, batch.lengths, None).num_masked == 49 + 27 + 49
