@@ -13,20 +13,15 @@ from fairseq2.optim.lr_schedulers import TriStageLR
 from recipes.spidr.pretrain.config import SpidrPretrainConfig
 from recipes.spidr.pretrain.recipe import SpidrPretrainRecipe
 from tests.recipes.common import PretrainRunner
-from tests.recipes.test_spidr_pretrain import SMALL_SPIDR, SPIDR_CORPORA
+from tests.recipes.test_spidr_pretrain import SHORT_RUN, SPIDR_CORPORA
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "recipes" / "spidr" / "pretrain" / "configs").glob("*.yaml"))
 OPTIONS = [
-    *SMALL_SPIDR,
-    "dataset.max_batch_seconds=8",
-    "dataset.min_seconds=0.2",
-    "dataset.max_seconds=2",
+    *SHORT_RUN,
     "dataset.num_parallel=1",
     "regime.validate_every_n_steps=1",
     "regime.checkpoint_every_n_steps=1",
-    "regime.publish_metrics_every_n_steps=1",
-    "common.metric_recorders.tensorboard.enabled=false",
 ]
 
 

@@ -23,13 +23,10 @@ SPIDR_CORPORA = f"[{{name: speech, manifest: {DATA_FOLDER / 'speech.tsv'}}}]"
 
 # A model small enough that a step costs next to nothing.
 _ENCODER = "{dim: 16, num_layers: 3, num_heads: 2, feedforward_dim: 32, pos_conv_kernel: 15, pos_conv_groups: 4}"
-SMALL_SPIDR = [
+SHORT_RUN = [
     "model.config_overrides.feature_extractor={channels: [8, 8, 8, 8, 8, 8, 8]}",
     f"model.config_overrides.encoder={_ENCODER}",
     "model.config_overrides.codebook={num_codebooks: 2, codebook_size: 16}",
-]
-SHORT_RUN = [
-    *SMALL_SPIDR,
     "dataset.max_batch_seconds=8",
     "dataset.min_seconds=0.2",
     "dataset.max_seconds=2",

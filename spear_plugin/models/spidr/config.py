@@ -170,9 +170,7 @@ class EmaConfig(Validatable):
 
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-        for name in ("start_decay", "final_decay"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                result.add_error(f"`{name}` must be in [0, 1], but is {getattr(self, name)} instead.")
+        _check_in_unit_interval(result, self, ("start_decay", "final_decay"))
         if self.timescale <= 0.0:
             result.add_error(f"`timescale` must be positive, but is {self.timescale} instead.")
         _check_at_least(result, self, 0, ("threshold",))
@@ -207,9 +205,7 @@ class SpanMaskingConfig(Validatable):
 
     def validate(self) -> ValidationResult:
         result = ValidationResult()
-        for name in ("probability", "visible_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                result.add_error(f"`{name}` must be in [0, 1], but is {getattr(self, name)} instead.")
+        _check_in_unit_interval(result, self, ("probability", "visible_share"))
         _check_at_least(result, self, 1, ("span",))
         _check_at_least(result, self, 0, ("min_spans", "spread"))
         if self.law == "uniform" and self.spread > 2 * self.span:
@@ -280,3 +276,9 @@ def _check_at_least(result: ValidationResult, config: object, minimum: int, name
     for name in names:
         if getattr(config, name) < minimum:
             result.add_error(f"`{name}` must be at least {minimum}, but is {getattr(config, name)} instead.")
+
+
+def _check_in_unit_interval(result: ValidationResult, config: object, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0.0 <= getattr(config, name) <= 1.0:
+            result.add_error(f"`{name}` must be in [0, 1], but is {getattr(config, name)} instead.")

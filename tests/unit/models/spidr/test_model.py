@@ -141,6 +141,7 @@ def test_a_share_of_the_predicted_frames_is_visible_in_training_alone(visible_sh
     assert float(hidden.sum() / mask.sum()) == pytest.approx(1.0 - visible_share, abs=0.08)
 
 
+@torch.no_grad()
 def test_without_a_mask_only_valid_frames_are_predicted() -> None:
     batch = create_batch(LENGTHS)
     assert create_small_model()(batch.waveforms, batch.lengths, None).num_masked == 49 + 27 + 49
