@@ -39,7 +39,9 @@ def launch(*arguments: str) -> str:
     return str(job)
 
 
-def launch_training(out: Path, corpora: str, *options: str, num_nodes: int = 2) -> str:
+def launch_training(
+    out: Path, corpora: str, *options: str, num_nodes: int = 2, module: str = "recipes.spear.pretrain"
+) -> str:
     recipe = [
         "--no-rich",
         "--config-file",
@@ -49,7 +51,7 @@ def launch_training(out: Path, corpora: str, *options: str, num_nodes: int = 2) 
         *OPTIONS,
         *options,
     ]
-    return launch("recipes.spear.pretrain", str(out), "--nodes", str(num_nodes), "--time", "30", "--", *recipe)
+    return launch(module, str(out), "--nodes", str(num_nodes), "--time", "30", "--", *recipe)
 
 
 def launch_program(out: Path, *behaviours: str, options: tuple[str, ...] = ()) -> str:

@@ -146,7 +146,7 @@ def test_a_training_that_reaches_its_time_limit_ends_with_the_weights_of_an_unin
 ) -> None:
     corpora = write_test_codes(tmp_path / "codes")
     whole, run = tmp_path / "whole", tmp_path / "run"
-    jobs = [launch_training(out, corpora) for out in (run, whole)]
+    jobs = [launch_training(run, corpora, module="tests.slurm.slow_pretrain"), launch_training(whole, corpora)]
     wait_until(lambda: last_step(run) > 0, "first checkpoint")
 
     # A minute is the shortest limit, and the signal comes two minutes before: a limit that is near now is one as good.
