@@ -90,6 +90,7 @@ def plan_demo(folders: DemoFolders, *, num_steps: int, num_cores: int) -> list[S
                 "probe.l2_grid=[0.1,0.01,0.001]",
                 "probe.time_shifts=[0.0,0.02,0.04]",
                 "probe.max_iterations=25",
+                "probe.fold_repeats=5",  # 400 events in one division into folds say too little
                 "probe.max_batch_seconds=20",  # on a CPU, small batches stay in the cache
             ),
             needs=("pretraining",),

@@ -123,6 +123,11 @@ class ProbeSection(Validatable):
 
     max_test_items: int = 6000
 
+    fold_repeats: int = 1
+    """Cross-validations of a task with folds, over which accuracies are means. The first has the task's own folds; for
+    the others files are divided by chance, with classes spread evenly. With some hundred items a single division moves
+    differences of sources by several points. Leave it at 1 where folds keep files of one origin together."""
+
     max_batch_seconds: float = 60.0
     """Audio, with padding, in a batch of the extraction; a longer file is a batch of its own."""
 
@@ -141,7 +146,10 @@ class ProbeSection(Validatable):
         if not self.time_shifts:
             result.add_error("`time_shifts` must hold at least one number of seconds, such as 0.0.")
 
-        for name in ("max_iterations", "max_train_items", "max_valid_items", "max_test_items", "num_resamples"):
+        for name in (
+            *("max_iterations", "max_train_items", "max_valid_items", "max_test_items"),
+            *("fold_repeats", "num_resamples"),
+        ):
             if (value := getattr(self, name)) < 1:
                 result.add_error(f"`{name}` must be at least 1, but is {value}.")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recipes.probe.config import ProbeSection
 from recipes.probe.task_files import Clip, Item, TaskFile
-from spear_plugin.evaluation import ProbeError, Split, fold_splits, subsample
+from spear_plugin.evaluation import ProbeError, Split, draw_folds, fold_splits, subsample
 
 PARTS: Final = ("train", "valid", "test")
 
@@ -46,15 +46,20 @@ class TaskItems:
     """(N,) float64, seconds."""
 
     splits: list[Split]
-    """One, or one per fold."""
+    """One, or one per fold of each division into folds."""
 
     digest: str
     """Of everything above and of how probes are fitted."""
 
     @property
     def test(self) -> Tensor:
-        """Test items of all splits, in the order of the splits."""
+        """Test items of all splits, in the order of the splits; of each division into folds, all items."""
         return torch.cat([split.test for split in self.splits])
+
+    @property
+    def num_test(self) -> int:
+        """How many items are tested, however often."""
+        return len(set(self.test.tolist()))
 
     @property
     def label_indices(self) -> Tensor:
@@ -152,9 +157,10 @@ def _build(name: str, items: Sequence[Item], section: ProbeSection, seed: int, a
     clip_index = {clip_id: index for index, clip_id in enumerate(clips)}
     rows = [(i.id, i.clip.id, i.start, i.end, i.labels, i.part, i.fold) for i in items]
 
+    clip = torch.tensor([clip_index[item.clip.id] for item in items])
+
     if items[0].fold:
-        folds = sorted({item.fold for item in items})
-        splits = fold_splits(torch.tensor([folds.index(item.fold) for item in items]))
+        splits = _fold_splits(items, clip, section.fold_repeats, seed)
     else:
         train, valid, test = (_part(items, part) for part in PARTS)
         splits = [Split([(train, valid)], test)]
@@ -164,12 +170,27 @@ def _build(name: str, items: Sequence[Item], section: ProbeSection, seed: int, a
         clips=list(clips.values()),
         classes=sorted({label for item in items for label in item.labels}),
         items=list(items),
-        clip=torch.tensor([clip_index[item.clip.id] for item in items]),
+        clip=clip,
         start=torch.tensor([item.start for item in items], dtype=torch.float64),
         end=torch.tensor([item.end for item in items], dtype=torch.float64),
         splits=splits,
         digest=hashlib.sha256(repr((rows, section, seed, also)).encode()).hexdigest()[:16],
     )
+
+
+def _fold_splits(items: Sequence[Item], clip: Tensor, num_repeats: int, seed: int) -> list[Split]:
+    """Return the splits of the task's own folds, then those of folds drawn file by file."""
+    names = sorted({item.fold for item in items})
+    splits = fold_splits(torch.tensor([names.index(item.fold) for item in items]))
+
+    classes = sorted({item.labels for item in items})
+    labels = torch.tensor([classes.index(item.labels) for item in items])
+    for repeat in range(1, num_repeats):
+        # Seeds of NumPy have 32 bits.
+        repeat_seed = int.from_bytes(hashlib.sha256(f"{seed}:{repeat}".encode()).digest()[:4])
+        splits += fold_splits(draw_folds(labels, clip, num_folds=len(names), seed=repeat_seed))
+
+    return splits
 
 
 def _part(items: Sequence[Item], part: str) -> Tensor:

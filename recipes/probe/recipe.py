@@ -71,7 +71,7 @@ class ProbeRun(StoppableTask):
                     len(task.items.items),
                     len(task.items.classes),
                     len(task.items.clips),
-                    task.items.test.numel(),
+                    task.items.num_test,
                 )
 
             sources = self._config.features
@@ -221,7 +221,7 @@ class ProbeRun(StoppableTask):
             majority=task.chance,
             num_classes=len(task.items.classes),
             num_fitted=task.items.splits[0].fitted.numel(),
-            num_test=task.items.test.numel(),
+            num_test=task.items.num_test,
             num_files=len(task.items.clips),
             extraction_seconds=extraction_seconds,
             fit_seconds=fit_seconds,

@@ -36,6 +36,7 @@ from spear_plugin.evaluation.probe import Split as Split
 from spear_plugin.evaluation.probe import accuracy as accuracy
 from spear_plugin.evaluation.probe import choose_best as choose_best
 from spear_plugin.evaluation.probe import choose_probe as choose_probe
+from spear_plugin.evaluation.probe import draw_folds as draw_folds
 from spear_plugin.evaluation.probe import fit_probe as fit_probe
 from spear_plugin.evaluation.probe import fold_splits as fold_splits
 from spear_plugin.evaluation.probe import majority_accuracy as majority_accuracy

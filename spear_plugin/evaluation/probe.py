@@ -9,11 +9,13 @@ Letters: L layers, A alternative features of the same examples, N examples, D fe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
+from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import LBFGS
@@ -244,6 +246,30 @@ def fold_splits(folds: Tensor) -> list[Split]:
         )
         for test in numbers
     ]
+
+
+def draw_folds(labels: Tensor, groups: Tensor, *, num_folds: int, seed: int) -> Tensor:
+    """Return a fold for each example, (N,) int64 in [0, num_folds), drawn by ``seed`` alone.
+
+    Classes are spread as evenly as groups allow. A class with fewer examples than folds is missing in some of them.
+
+    :param labels: (N,) int64, the class of each example.
+    :param groups: (N,) int64; examples of a group share their fold.
+    :raises ProbeError: If every class has fewer examples than there are folds.
+    """
+    splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+
+    folds = torch.empty_like(labels)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        try:
+            for number, (_, test) in enumerate(splitter.split(labels.numpy(), labels.numpy(), groups.numpy())):
+                folds[torch.from_numpy(test)] = number
+        except ValueError as error:
+            raise ProbeError(f"examples cannot be divided into {num_folds} folds by chance: {error}") from None
+
+    return folds
 
 
 def subsample(indices: Tensor, limit: int | None, *, seed: int) -> Tensor:

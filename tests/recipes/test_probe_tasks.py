@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from fairseq2.utils.validation import StandardObjectValidator, ValidationError
 
 from recipes.probe.config import ProbeConfig, ProbeSection, SourceSection, complete_sources
 from recipes.probe.linear import frame_labels
-from spear_plugin.evaluation import ProbeError
+from spear_plugin.evaluation import ProbeError, RatioStatistic
 from tests.recipes.probe_corpora import COLUMNS, RATE, TONES, read_task, write_probe_corpus, write_table
 
 
@@ -55,6 +56,27 @@ def test_read_task_uses_folds_when_the_file_has_them(corpus: Path) -> None:
     assert len(task.items.splits) == 3
 
     assert task.items.test.sort().values.tolist() == list(range(18))
+
+
+def test_a_repeated_cross_validation_draws_other_folds_and_averages_over_them(corpus: Path) -> None:
+    task, repeated, again = (
+        read_task(corpus / "events.tsv", ProbeSection(l2_grid=[1e-2], fold_repeats=n), seed=0) for n in (1, 4, 4)
+    )
+    tests = [[split.test.tolist() for split in each.items.splits] for each in (task, repeated, again)]
+    assert tests[1] == tests[2]
+
+    divisions = [tests[1][first : first + 3] for first in range(0, 12, 3)]
+    assert divisions[0] == tests[0]
+    assert all(sorted(item for test in division for item in test) == list(range(18)) for division in divisions)
+    assert len({str(division) for division in divisions}) == 4
+    assert repeated.items.num_test == 18
+
+    # Without anything to learn from, each item is right in some of the divisions only.
+    features = torch.randn((1, 1, 18, 2), generator=torch.Generator().manual_seed(0))
+    statistic = repeated.fit(features, "best", report=lambda: None).statistic
+    assert isinstance(statistic, RatioStatistic)
+    assert statistic.denominators.tolist() == [4.0] * 18
+    assert {1.0, 2.0, 3.0} & set(statistic.numerators.tolist())
 
 
 @pytest.mark.parametrize(

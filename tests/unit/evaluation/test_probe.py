@@ -13,6 +13,7 @@ from spear_plugin.evaluation import (
     accuracy,
     choose_best,
     choose_probe,
+    draw_folds,
     fit_probe,
     fold_splits,
     majority_accuracy,
@@ -199,6 +200,24 @@ def test_fold_splits_tests_every_example_once_and_never_trains_on_it() -> None:
 def test_fold_splits_raises_error_when_there_are_two_folds() -> None:
     with pytest.raises(ProbeError, match=r"at least 3 folds .* but there are 2"):
         fold_splits(torch.tensor([0, 1, 0, 1]))
+
+
+def test_draw_folds_spreads_classes_and_keeps_groups_together() -> None:
+    groups = torch.arange(60) // 2
+    labels = groups % 3
+
+    folds = draw_folds(labels, groups, num_folds=5, seed=1)
+
+    assert_equal(folds[0::2], folds[1::2])
+    counts = torch.stack([torch.bincount(folds[labels == label], minlength=5) for label in range(3)])
+    assert_equal(counts, torch.full((3, 5), 4))
+    assert_equal(folds, draw_folds(labels, groups, num_folds=5, seed=1))
+    assert not torch.equal(folds, draw_folds(labels, groups, num_folds=5, seed=2))
+
+
+def test_draw_folds_raises_error_when_every_class_is_rarer_than_folds() -> None:
+    with pytest.raises(ProbeError, match=r"cannot be divided into 5 folds by chance: "):
+        draw_folds(torch.tensor([0, 0, 1, 1]), torch.arange(4), num_folds=5, seed=0)
 
 
 def test_subsample_is_sorted_seeded_and_limited() -> None:
