@@ -147,8 +147,12 @@ class ProbeSection(Validatable):
             result.add_error("`time_shifts` must hold at least one number of seconds, such as 0.0.")
 
         for name in (
-            *("max_iterations", "max_train_items", "max_valid_items", "max_test_items"),
-            *("fold_repeats", "num_resamples"),
+            "max_iterations",
+            "max_train_items",
+            "max_valid_items",
+            "max_test_items",
+            "fold_repeats",
+            "num_resamples",
         ):
             if (value := getattr(self, name)) < 1:
                 result.add_error(f"`{name}` must be at least 1, but is {value}.")

@@ -155,9 +155,8 @@ def _limit_items(items: Sequence[Item], section: ProbeSection, seed: int) -> Seq
 def _build(name: str, items: Sequence[Item], section: ProbeSection, seed: int, also: object) -> TaskItems:
     clips = {item.clip.id: item.clip for item in items}
     clip_index = {clip_id: index for index, clip_id in enumerate(clips)}
-    rows = [(i.id, i.clip.id, i.start, i.end, i.labels, i.part, i.fold) for i in items]
-
     clip = torch.tensor([clip_index[item.clip.id] for item in items])
+    rows = [(i.id, i.clip.id, i.start, i.end, i.labels, i.part, i.fold) for i in items]
 
     if items[0].fold:
         splits = _fold_splits(items, clip, section.fold_repeats, seed)
@@ -186,7 +185,7 @@ def _fold_splits(items: Sequence[Item], clip: Tensor, num_repeats: int, seed: in
     classes = sorted({item.labels for item in items})
     labels = torch.tensor([classes.index(item.labels) for item in items])
     for repeat in range(1, num_repeats):
-        # Seeds of NumPy have 32 bits.
+        # 32 bits, as `draw_folds` takes them.
         repeat_seed = int.from_bytes(hashlib.sha256(f"{seed}:{repeat}".encode()).digest()[:4])
         splits += fold_splits(draw_folds(labels, clip, num_folds=len(names), seed=repeat_seed))
 

@@ -255,6 +255,7 @@ def draw_folds(labels: Tensor, groups: Tensor, *, num_folds: int, seed: int) -> 
 
     :param labels: (N,) int64, the class of each example.
     :param groups: (N,) int64; examples of a group share their fold.
+    :param seed: In [0, 2^32), the range of NumPy's generators that scikit-learn takes.
     :raises ProbeError: If every class has fewer examples than there are folds.
     """
     splitter = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
